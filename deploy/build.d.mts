@@ -1,0 +1,4 @@
+import type { Metafile } from "esbuild";
+
+export const EXTERNAL: string[];
+export function build(options?: { force?: boolean }): Promise<Metafile | undefined>;
