@@ -21,10 +21,15 @@ const failedChecks = [
   ["lint and format", bin("biome"), ["check", "--error-on-warnings", "."]],
 ].filter(([name, command, args]) => step(name, command, args) !== 0).length;
 
+const requested = process.argv.slice(2);
+const specs = requested.some((arg) => arg.endsWith(".test.ts"))
+  ? []
+  : ["{mesh,coordinator,derp,agent,client,control,deploy,test}/**/*.test.ts"];
 const mocha = step("tests", bin("mocha"), [
   "--reporter",
   path.join(root, "test/reporter.cjs"),
-  ...process.argv.slice(2),
+  ...requested,
+  ...specs,
 ]);
 // A failed check fails the run even if every test passed; mocha's line stays the last one.
 process.exitCode = mocha !== 0 ? mocha : failedChecks > 0 ? 1 : 0;
