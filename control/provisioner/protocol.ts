@@ -208,6 +208,8 @@ export interface JobFailure {
   /** Stable for clients: `REQUIRED_TEMPLATE_VARIABLES`, or one of our `ERR_...`. */
   errorCode: string;
   state?: Uint8Array;
+  /** With REQUIRED_TEMPLATE_VARIABLES: all variables of the template, so that a client can ask for the missing. */
+  variables?: TemplateVariable[];
 }
 
 /** The control plane as a daemon sees it. Calls throw when it is unreachable; the daemon retries with back-off. */
