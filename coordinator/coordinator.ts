@@ -12,7 +12,7 @@ import type { IssuedGrant, NodeStore, StoredRecord } from "./store.ts";
 
 /** Who is at the other end, as the API's login found. `tokenId` names the credential, not its secret. */
 export type NodeSubject =
-  | { kind: "user"; userId: string; username: string; tokenId: string }
+  | { kind: "user"; userId: string; username: string; tokenId: string; scope?: "all" | "application_connect" }
   | { kind: "agent"; agentId: string };
 
 export type GrantDecision =
@@ -64,12 +64,14 @@ export class NodeLink {
 
 /** Hands out keys, grants and relay maps. Holds no socket: the shell feeds `receive` and `disconnect`. */
 export class Coordinator {
+  readonly store: NodeStore;
   readonly #deps: CoordinatorDeps;
   readonly #links = new Set<NodeLink>();
   readonly #unwatch: () => void;
 
   constructor(deps: CoordinatorDeps) {
     this.#deps = deps;
+    this.store = deps.store;
     this.#unwatch = deps.store.watch((agentId, stored) => this.#announce(agentId, stored));
   }
 

@@ -1,37 +1,44 @@
 import { createHash, createPrivateKey, generateKeyPairSync, type KeyObject, sign } from "node:crypto";
-import { toBase64, toHex } from "../mesh/wire/bytes.ts";
+import { fromHex, toBase64, toHex } from "../mesh/wire/bytes.ts";
 import { KEY_ID_BYTES, type PublicSigningKey } from "../mesh/wire/signed.ts";
 
-/** A deployment signing key at rest. `privateKey`: PKCS#8 DER; a secret, never logged. */
-export interface SigningKeyPair extends PublicSigningKey {
-  privateKey: Uint8Array;
+/** A deployment signing key at rest. `privateKey`: the raw seed, 32 bytes, a secret; absent once it only verifies. */
+export interface SigningKeyPair {
+  /** 16 hex digits: the first 8 bytes of SHA-256 over the public key. */
+  keyId: string;
+  /** Raw, 32 bytes. */
+  publicKey: Uint8Array;
+  privateKey?: Uint8Array;
 }
 
-/** DER of an Ed25519 SubjectPublicKeyInfo is a fixed 12-byte prefix and the 32 key bytes (RFC 8410 section 4). */
+/** PKCS#8 and SubjectPublicKeyInfo of Ed25519 are fixed prefixes and 32 bytes (RFC 8410). */
+const PKCS8_PREFIX = Buffer.from("302e020100300506032b657004220420", "hex");
 const SPKI_PREFIX_BYTES = 12;
 
-export function generateSigningKey(): SigningKeyPair {
+export function generateSigningKey(): Required<SigningKeyPair> {
   const { publicKey, privateKey } = generateKeyPairSync("ed25519");
   const raw = publicKey.export({ type: "spki", format: "der" }).subarray(SPKI_PREFIX_BYTES);
-  const id = createHash("sha256").update(raw).digest().subarray(0, KEY_ID_BYTES);
   return {
-    id: toHex(id),
-    publicKey: toBase64(raw),
-    privateKey: privateKey.export({ type: "pkcs8", format: "der" }),
+    keyId: toHex(createHash("sha256").update(raw).digest().subarray(0, KEY_ID_BYTES)),
+    publicKey: raw,
+    privateKey: privateKey.export({ type: "pkcs8", format: "der" }).subarray(PKCS8_PREFIX.length),
   };
 }
 
-/** Signs with the newest key; all keys stay valid for checking until they are dropped from the list. */
+/** Signs with the newest key that can; all keys stay valid for checking until they are dropped from the list. */
 export class Signer {
   readonly publicKeys: PublicSigningKey[];
   readonly id: Uint8Array;
   readonly #key: KeyObject;
 
-  /** @param keys newest first, at least one */
+  /** @param keys newest first; at least one holds its private half */
   constructor(keys: readonly SigningKeyPair[]) {
-    this.publicKeys = keys.map(({ id, publicKey }) => ({ id, publicKey }));
-    this.id = Buffer.from(keys[0].id, "hex");
-    this.#key = createPrivateKey({ key: Buffer.from(keys[0].privateKey), format: "der", type: "pkcs8" });
+    const current = keys.find(({ privateKey }) => privateKey !== undefined);
+    if (!current?.privateKey) throw new RangeError("no signing key holds its private half");
+    this.publicKeys = keys.map(({ keyId, publicKey }) => ({ id: keyId, publicKey: toBase64(publicKey) }));
+    this.id = fromHex(current.keyId);
+    const der = Buffer.concat([PKCS8_PREFIX, current.privateKey]);
+    this.#key = createPrivateKey({ key: der, format: "der", type: "pkcs8" });
   }
 
   sign(message: Uint8Array): Uint8Array {

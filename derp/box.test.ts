@@ -1,0 +1,65 @@
+import assert from "node:assert/strict";
+import { readFileSync } from "node:fs";
+import nacl from "tweetnacl";
+import { fromHex, toHex, utf8 } from "../mesh/wire/bytes.ts";
+import { HEADER_BYTES } from "../mesh/wire/derp.ts";
+import { WireError } from "../mesh/wire/errors.ts";
+import { keyPair, openClientInfo, openServerInfo, sealClientInfo, sealServerInfo, sharedKey } from "./box.ts";
+
+const { boxes } = JSON.parse(readFileSync(new URL("../test/vectors/derp.json", import.meta.url), "utf8"));
+const hex = (text: string): Uint8Array => fromHex(text.replaceAll(" ", ""));
+const client = keyPair(hex(boxes.clientPrivate));
+const server = keyPair(hex(boxes.serverPrivate));
+const shared = sharedKey(server.publicKey, client.privateKey);
+
+describe("DERP handshake boxes", () => {
+  it("keys are those of the vectors", () => {
+    assert.equal(toHex(client.publicKey), boxes.clientPublic);
+    assert.equal(toHex(server.publicKey), boxes.serverPublic);
+    assert.equal(toHex(shared), boxes.shared);
+    assert.deepEqual(sharedKey(client.publicKey, server.privateKey), shared);
+  });
+
+  for (const side of ["clientInfo", "serverInfo"] as const) {
+    it(`${side}: tweetnacl's crypto_box makes the bytes of the vector`, () => {
+      const { json, nonce, box } = boxes[side];
+      const [to, from] = side === "clientInfo" ? [server, client] : [client, server];
+      assert.equal(toHex(nacl.box(utf8(json), hex(nonce), to.publicKey, from.privateKey)), box);
+    });
+  }
+
+  it("ClientInfo is sealed to the hand-laid-out frame and opened from it", () => {
+    const { nonce, wire } = boxes.clientInfo;
+    const frame = sealClientInfo({ version: 2, canAckPings: true }, client.publicKey, shared, hex(nonce));
+    assert.equal(toHex(frame), toHex(hex(wire)));
+    const opened = openClientInfo(hex(wire).subarray(HEADER_BYTES), server.privateKey);
+    assert.deepEqual(opened.key, client.publicKey);
+    assert.deepEqual(opened.shared, shared);
+    assert.equal(opened.info.canAckPings, true);
+  });
+
+  it("ServerInfo is sealed to the hand-laid-out frame and opened from it", () => {
+    const { nonce, wire } = boxes.serverInfo;
+    assert.equal(toHex(sealServerInfo({ version: 2 }, shared, hex(nonce))), toHex(hex(wire)));
+    assert.equal(openServerInfo(hex(wire).subarray(HEADER_BYTES), shared).version, 2);
+  });
+
+  it("any changed byte is noticed", () => {
+    const body = hex(boxes.clientInfo.wire).subarray(HEADER_BYTES);
+    for (let at = 0; at < body.length; at += 7) {
+      const changed = body.slice();
+      changed[at] ^= 0x04;
+      assert.throws(() => openClientInfo(changed, server.privateKey), WireError);
+    }
+  });
+
+  it("a key that everybody can open boxes with proves nothing", () => {
+    // RFC 7748 section 6.1: points of low order; these three are 0, 1 and one of order 8.
+    for (const point of [
+      "00".repeat(32),
+      `01${"00".repeat(31)}`,
+      "e0eb7a7c3b41b8ae1656e3faf19fc46ada098deb9c32b1fd866205165f49b800",
+    ])
+      assert.throws(() => sharedKey(hex(point), server.privateKey), WireError);
+  });
+});

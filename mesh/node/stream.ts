@@ -1,0 +1,139 @@
+import { Duplex } from "node:stream";
+import { MeshError } from "../wire/errors.ts";
+
+export type MeshNodeErrorCode =
+  | "ERR_PEER_UNREACHABLE"
+  | "ERR_SESSION_CLOSED"
+  | "ERR_STREAM_RESET"
+  | "ERR_NODE_CLOSED"
+  | "ERR_TIMEOUT";
+
+/** A session, stream or dial that ended otherwise than by its own end. `closeCode`: the session's, when it had one. */
+export class MeshNodeError extends MeshError {
+  readonly code: MeshNodeErrorCode;
+  readonly closeCode: number | undefined;
+  constructor(code: MeshNodeErrorCode, message: string, options?: ErrorOptions & { closeCode?: number }) {
+    super(message, options);
+    this.code = code;
+    this.closeCode = options?.closeCode;
+  }
+}
+
+/** What a stream asks of its session; the node implements it and pumps packets after each call. */
+export interface StreamOwner {
+  /** @returns how many bytes were taken; the rest waits for `onWritable` */
+  write(stream: number, bytes: Uint8Array): number;
+  end(stream: number): void;
+  read(stream: number): Uint8Array | undefined;
+  reset(stream: number, code: number): void;
+  stopSending(stream: number, code: number): void;
+}
+
+/** Application codes in RESET_STREAM and STOP_SENDING. */
+export const STREAM_CODES = { cancelled: 0, refused: 1, noService: 2, failed: 3 } as const;
+
+/**
+ * One stream of a session as a Duplex: each direction ends by itself (`end()` is our FIN, 'end' the peer's),
+ * `destroy()` resets both, and back-pressure reaches the peer through the session's windows.
+ */
+export class MeshStream extends Duplex {
+  readonly id: number;
+  readonly service: string;
+  readonly metadata: Uint8Array;
+  readonly #owner: StreamOwner;
+  #waiting: { bytes: Uint8Array; done: (error?: Error | null) => void } | undefined;
+  #wanted = false;
+  #ended = false;
+  #settled = false;
+
+  constructor(id: number, service: string, metadata: Uint8Array, owner: StreamOwner) {
+    super({ allowHalfOpen: true, highWaterMark: 128 * 1024 });
+    this.id = id;
+    this.service = service;
+    this.metadata = metadata;
+    this.#owner = owner;
+  }
+
+  override _write(chunk: Buffer, _encoding: BufferEncoding, done: (error?: Error | null) => void): void {
+    const taken = this.#owner.write(this.id, chunk);
+    if (taken >= chunk.length) done();
+    else this.#waiting = { bytes: chunk.subarray(taken), done };
+  }
+
+  override _writev(
+    chunks: { chunk: Buffer; encoding: BufferEncoding }[],
+    done: (error?: Error | null) => void,
+  ): void {
+    this._write(
+      chunks.length === 1 ? chunks[0].chunk : Buffer.concat(chunks.map(({ chunk }) => chunk)),
+      "binary",
+      done,
+    );
+  }
+
+  override _final(done: (error?: Error | null) => void): void {
+    this.#owner.end(this.id);
+    done();
+  }
+
+  override _read(): void {
+    this.#wanted = true;
+    this.onReadable();
+  }
+
+  override _destroy(error: Error | null, done: (error?: Error | null) => void): void {
+    // After a clean end of both directions there is nothing left to take back.
+    if (!this.#settled && !(this.writableFinished && this.#ended)) {
+      const code = error ? STREAM_CODES.failed : STREAM_CODES.cancelled;
+      if (!this.writableFinished) this.#owner.reset(this.id, code);
+      if (!this.#ended) this.#owner.stopSending(this.id, code);
+    }
+    const waiting = this.#waiting;
+    this.#waiting = undefined;
+    waiting?.done(error ?? new MeshNodeError("ERR_STREAM_RESET", "the stream was closed"));
+    done(error);
+  }
+
+  /** The session has bytes for this stream. Taking them is what gives the peer credit for more. */
+  onReadable(): void {
+    while (this.#wanted && !this.destroyed) {
+      const bytes = this.#owner.read(this.id);
+      if (bytes === undefined) return;
+      this.#wanted = this.push(bytes);
+    }
+  }
+
+  onWritable(): void {
+    const waiting = this.#waiting;
+    if (!waiting) return;
+    const taken = this.#owner.write(this.id, waiting.bytes);
+    if (taken < waiting.bytes.length) {
+      waiting.bytes = waiting.bytes.subarray(taken);
+      return;
+    }
+    this.#waiting = undefined;
+    waiting.done();
+  }
+
+  /** The peer's end, after the last byte was read. */
+  onFin(): void {
+    if (this.#ended || this.destroyed) return;
+    this.#ended = true;
+    this.push(null);
+  }
+
+  /** The peer wants no more of what we write; what it writes may still come. */
+  onStopped(): void {
+    const waiting = this.#waiting;
+    this.#waiting = undefined;
+    const error = new MeshNodeError("ERR_STREAM_RESET", "the other side stopped reading");
+    if (waiting) waiting.done(error);
+    else this.destroy(error);
+  }
+
+  /** The stream ended from outside: reset by the peer, or its session is gone (without an error: we closed it). */
+  onFailed(error: MeshNodeError | undefined): void {
+    this.#settled = true;
+    this.destroy(error);
+  }
+}

@@ -1,0 +1,64 @@
+import type { Hello } from "../wire/session.ts";
+
+/** What a session tells its shell; taken with takeEvents(). */
+export type SessionEvent =
+  /** The peer's HELLO. An agent answers with accept() or reject(); `resume`: the session goes on meanwhile. */
+  | { kind: "hello"; hello: Hello; resume: boolean }
+  /** Both HELLOs are there (agent: and accepted). */
+  | { kind: "ready"; version: number }
+  /** The agent still knows us: a session that had lost all its lanes goes on (client only). */
+  | { kind: "resumed" }
+  /** The peer opened a stream. Whether it may is for the shell to say: reset() and stopSending() refuse it. */
+  | { kind: "open"; stream: number; service: string; metadata: Uint8Array }
+  /** There is something to read; not repeated before read() has returned undefined. */
+  | { kind: "readable"; stream: number }
+  /** Everything was read, and the peer sends no more. */
+  | { kind: "fin"; stream: number }
+  /** The peer gave up sending; unread bytes are gone. */
+  | { kind: "reset"; stream: number; code: number }
+  /** The peer wants no more of it: what was unsent is dropped already. */
+  | { kind: "stop"; stream: number; code: number }
+  /** write() may be tried again. */
+  | { kind: "writable"; stream: number }
+  /** Both directions are over and the id is forgotten. */
+  | { kind: "stream-closed"; stream: number }
+  /** The answer to ping(). */
+  | { kind: "rtt"; id: number; lane: number; rttMs: number }
+  | { kind: "datagram"; stream: number; data: Uint8Array }
+  /** Candidates, offers, tokens ...: once and in order. Types the shell does not know it ignores. */
+  | { kind: "signal"; type: number; body: Uint8Array }
+  /** Path challenge or response, about `lane`. */
+  | { kind: "probe"; lane: number; type: number; body: Uint8Array }
+  /** The last event. `reason` is fit for a terminal. */
+  | { kind: "closed"; code: number; reason: string; byPeer: boolean };
+
+export interface SessionLimits {
+  /** Streams the peer may have open at once. */
+  maxStreams: number;
+  /** Streams of our own, open or waiting for the peer's credit. */
+  maxLocalStreams: number;
+  initialStreamWindowBytes: number;
+  maxStreamWindowBytes: number;
+  initialSessionWindowBytes: number;
+  maxSessionWindowBytes: number;
+  /** Written and not yet acknowledged, over all streams. */
+  maxSendBufferBytes: number;
+  /** Written and not yet sent, on one stream. */
+  maxUnsentBytes: number;
+  /** Gaps in received streams, over all streams. */
+  maxReorderRanges: number;
+  maxPacketBytes: number;
+}
+
+export const DEFAULT_LIMITS: SessionLimits = {
+  maxStreams: 256,
+  maxLocalStreams: 1_024,
+  initialStreamWindowBytes: 256 << 10,
+  maxStreamWindowBytes: 16 << 20,
+  initialSessionWindowBytes: 1 << 20,
+  maxSessionWindowBytes: 32 << 20,
+  maxSendBufferBytes: 32 << 20,
+  maxUnsentBytes: 256 << 10,
+  maxReorderRanges: 4_096,
+  maxPacketBytes: 65_000,
+};

@@ -1,0 +1,628 @@
+// One session between two nodes: HELLO, packets in, packets out, timers. Pure: packets, events and `now` (ms,
+// monotonic, fractions allowed) in; packets and events out. The shell's loop after any call:
+//   for each lane: while ((packet = session.nextPacket(lane, maxBytes, now))) seal and send it
+//   perform takeEvents(); arm one timer for nextTimeout()
+import { WireError } from "../wire/errors.ts";
+import {
+  CLOSE_CODES,
+  CLOSE_NUMBER,
+  type CloseName,
+  closeText,
+  decodeFrames,
+  type Frame,
+  frameBytes,
+  type Hello,
+  isAckEliciting,
+  MAX_PACKET_BYTES,
+  MIN_MAX_PACKET_BYTES,
+  PacketWriter,
+  peekTag,
+  readHeader,
+} from "../wire/session.ts";
+import { ByteReader } from "../wire/varint.ts";
+import { AckTracker } from "./acks.ts";
+import { Closing } from "./closing.ts";
+import { PeerViolation, SessionError } from "./errors.ts";
+import { DEFAULT_LIMITS, type SessionEvent, type SessionLimits } from "./events.ts";
+import { Handshake, type HandshakeOptions } from "./handshake.ts";
+import { DEFAULT_RTT_MS, Lane, type LaneOptions, type LaneStats } from "./lane.ts";
+import { DatagramQueue, Pings, ProbeQueue, SignalReceiver, SignalSender } from "./messages.ts";
+import { Recovery, type SentFrame } from "./recovery.ts";
+import { Streams } from "./streams.ts";
+
+const MAX_LANES = 32;
+/** Datagrams, probes and signals waiting for takeEvents(); the other kinds are bounded by streams and pings. */
+const MAX_WAITING_EVENTS = 1_024;
+/** What a packet may carry at least, whatever stands before it: else a slow lane would carry HELLOs only. */
+const MIN_DATA_BYTES = 1_000;
+
+export interface SessionOptions extends HandshakeOptions {
+  now: number;
+  /** Send a PING on a lane that carried nothing for this long; undefined: never. */
+  keepaliveMs?: number;
+  limits?: Partial<SessionLimits>;
+}
+
+export interface SessionStats {
+  streams: number;
+  lanes: LaneStats[];
+  packetsSent: number;
+  packetsReceived: number;
+  /** Duplicates, foreign tags, fragments: dropped without effect. */
+  packetsDropped: number;
+  /** Dropped because a limit on what we hold was reached; the peer sends them again. */
+  packetsRefused: number;
+  datagramsDropped: number;
+  packetsLost: number;
+  bufferedBytes: number;
+  reorderRanges: number;
+  ackRanges: number;
+}
+
+// Every packet is written here and sealed before the next one is: no allocation, no second copy.
+let scratch: Uint8Array | undefined;
+
+export class Session {
+  readonly role: "client" | "agent";
+  readonly #limits: SessionLimits;
+  readonly #keepaliveMs: number | undefined;
+  readonly #handshake: Handshake;
+  #closing: Closing | undefined;
+  readonly #lanes = new Map<number, Lane>();
+  readonly #streams: Streams;
+  readonly #acks = new AckTracker();
+  readonly #recovery: Recovery;
+  readonly #signalsOut = new SignalSender();
+  readonly #signalsIn = new SignalReceiver();
+  readonly #datagrams = new DatagramQueue();
+  readonly #probes = new ProbeQueue();
+  readonly #pings = new Pings();
+  #nextNumber = 0;
+  #events: SessionEvent[] = [];
+  /** An agent's events until accept(). */
+  #held: SessionEvent[] = [];
+  #packetsSent = 0;
+  #packetsReceived = 0;
+  #packetsDropped = 0;
+  #packetsRefused = 0;
+
+  constructor(options: SessionOptions) {
+    this.role = options.role;
+    this.#limits = { ...DEFAULT_LIMITS, ...options.limits };
+    this.#keepaliveMs = options.keepaliveMs;
+    this.#handshake = new Handshake(options);
+    this.#streams = new Streams(this.role, this.#limits, (event) => this.#emit(event));
+    this.#recovery = new Recovery({
+      onFrameAcked: (frame, packet, now) => this.#onFrameAcked(frame, packet.lane.id, now),
+      onFrameLost: (frame) => this.#onFrameLost(frame),
+    });
+  }
+
+  /** undefined for an agent before the first packet. */
+  get sessionId(): Uint8Array | undefined {
+    return this.#handshake.sessionId;
+  }
+
+  /** The first four bytes of the id: which of several sessions with a peer a packet belongs to. */
+  get tag(): number | undefined {
+    return this.#handshake.tag;
+  }
+
+  get version(): number | undefined {
+    return this.#handshake.version;
+  }
+
+  get isClosed(): boolean {
+    return this.#closing !== undefined;
+  }
+
+  /** Closed, and no CLOSE is left to be sent: the shell may forget the session. */
+  isDrained(now: number): boolean {
+    return this.#closing !== undefined && now >= (this.#closing.endsAt ?? 0);
+  }
+
+  /** Something written, ended or signalled is not known to have arrived. Wait for false before a polite close(). */
+  get hasUndelivered(): boolean {
+    return !this.isClosed && (this.#streams.hasUndelivered || !this.#signalsOut.isEmpty);
+  }
+
+  get stats(): SessionStats {
+    return {
+      streams: this.#streams.count,
+      lanes: [...this.#lanes.values()].map((lane) => lane.stats()),
+      packetsSent: this.#packetsSent,
+      packetsReceived: this.#packetsReceived,
+      packetsDropped: this.#packetsDropped,
+      packetsRefused: this.#packetsRefused,
+      datagramsDropped: this.#datagrams.dropped,
+      packetsLost: this.#recovery.packetsLost,
+      bufferedBytes: this.#streams.bufferedBytes,
+      reorderRanges: this.#streams.reorderRanges,
+      ackRanges: this.#acks.rangeCount,
+    };
+  }
+
+  takeEvents(): SessionEvent[] {
+    const events = this.#events;
+    this.#events = [];
+    return events;
+  }
+
+  // --- admission ---
+
+  /** Agent: the grant is good. Streams and data that came with it are told now. Again after a resume: no effect. */
+  accept(): void {
+    if (this.#handshake.isAccepted || this.isClosed || this.#handshake.peerHello === undefined) return;
+    this.#handshake.isAccepted = true;
+    this.#streams.onAccepted();
+    const held = this.#held;
+    this.#held = [];
+    this.#events.push({ kind: "ready", version: this.#handshake.version! }, ...held);
+  }
+
+  reject(name: CloseName, reason: string | undefined, now: number): void {
+    this.close(CLOSE_CODES[name].code, reason ?? CLOSE_CODES[name].text, now);
+  }
+
+  /** Client: what the next HELLO carries (a resume after the old grant expired). @throws {SessionError} */
+  setGrant(grant: Uint8Array): void {
+    this.#handshake.setGrant(grant);
+  }
+
+  // --- lanes ---
+
+  /**
+   * A path (or a stream on one) is usable. `lane` is a number of the shell's, unique among the lanes of its time.
+   *
+   * @throws {SessionError} ERR_LANE_LIMIT
+   */
+  addLane(lane: number, now: number, options: LaneOptions = {}): void {
+    this.setLane(lane, options);
+    if (this.#lanes.has(lane)) return;
+    if (this.#lanes.size >= MAX_LANES)
+      throw new SessionError("ERR_LANE_LIMIT", `a session runs over at most ${MAX_LANES} paths`);
+    this.#lanes.set(lane, new Lane(lane, now, options));
+    this.#closing?.addLane(lane);
+  }
+
+  /** Puts a lane in use or on standby. What is in flight on it stays. */
+  setLane(lane: number, { standby, lossy }: LaneOptions): void {
+    const known = this.#lanes.get(lane);
+    if (known === undefined) return;
+    known.standby = standby ?? known.standby;
+    known.lossy = lossy ?? known.lossy;
+  }
+
+  /**
+   * The lane has gone quiet: what is in flight on it is sent again on the others, at their pace. It stays, and may
+   * prove alive (put it on standby until then).
+   */
+  suspectLane(lane: number): void {
+    const suspected = this.#lanes.get(lane);
+    if (suspected) this.#recovery.abandon(suspected);
+  }
+
+  /** The path is dead. The session lives on without any lane, for as long as the shell likes. */
+  removeLane(lane: number): void {
+    const removed = this.#lanes.get(lane);
+    if (removed === undefined) return;
+    this.#lanes.delete(lane);
+    this.#closing?.removeLane(lane);
+    this.#probes.removeLane(lane);
+    this.#pings.removeLane(lane);
+    this.#acks.moveLane(lane, this.#lanes.keys().next().value);
+    this.#recovery.abandon(removed);
+    if (this.#lanes.size > 0 || this.role !== "client" || this.isClosed) return;
+    this.#handshake.onLanesGone(this.#acks.nextExpected);
+  }
+
+  // --- streams ---
+
+  /**
+   * Opens a stream; it may be written to at once. Beyond the peer's stream limit it waits for a turn.
+   *
+   * @param service at most 256 bytes of UTF-8
+   * @param metadata at most 16,384 bytes, kept by reference
+   * @throws {SessionError} ERR_SESSION_CLOSED, ERR_STREAM_LIMIT, ERR_OPEN_TOO_LARGE
+   */
+  openStream(service: string, metadata: Uint8Array, _now: number): number {
+    if (this.isClosed)
+      throw new SessionError("ERR_SESSION_CLOSED", `the session is closed: ${this.#closing!.reason}`);
+    return this.#streams.open(service, metadata);
+  }
+
+  /**
+   * Queues bytes. They now belong to the session: don't change them.
+   *
+   * @returns how many were taken; write the rest after `writable`. 0 also when the stream is gone
+   * @throws {SessionError} ERR_STREAM_ENDED after end()
+   */
+  write(stream: number, bytes: Uint8Array): number {
+    return this.isClosed ? 0 : this.#streams.write(stream, bytes);
+  }
+
+  /** No more will be written; the other direction goes on. */
+  end(stream: number): void {
+    this.#streams.end(stream);
+  }
+
+  /** Gives up sending: the peer gets `reset`, unsent bytes are dropped. */
+  reset(stream: number, code: number): void {
+    this.#streams.reset(stream, code);
+  }
+
+  /** Wants no more: unread bytes are dropped, the peer gets `stop` and stops. */
+  stopSending(stream: number, code: number): void {
+    this.#streams.stopSending(stream, code);
+  }
+
+  /** The next bytes in order, or undefined when there are none now. Reading gives the peer room to send more. */
+  read(stream: number, maxBytes: number = Number.MAX_SAFE_INTEGER): Uint8Array | undefined {
+    return this.#streams.read(stream, maxBytes);
+  }
+
+  /** @returns false when it, or one before it, was dropped. Dropped also after 100 ms in the queue */
+  sendDatagram(stream: number, data: Uint8Array, now: number): boolean {
+    return !this.isClosed && this.#datagrams.send(stream, data, now);
+  }
+
+  /** Reliable, in order. @param type 0x20..0x2f @returns false when 32 are unacknowledged or `body` is too large */
+  sendSignal(type: number, body: Uint8Array): boolean {
+    if (type < 0x20 || type > 0x2f) throw new RangeError(`no signal type: ${type}`);
+    return !this.isClosed && this.#signalsOut.send(type, body);
+  }
+
+  /** Once, on that lane, also a standby one. @param type 0x30..0x3f */
+  sendProbe(lane: number, type: number, body: Uint8Array): boolean {
+    if (type < 0x30 || type > 0x3f) throw new RangeError(`no probe type: ${type}`);
+    return !this.isClosed && this.#lanes.has(lane) && this.#probes.send(lane, type, body);
+  }
+
+  /** Asks for an `rtt` event. @returns its id; undefined when 16 are unanswered */
+  ping(_now: number, lane?: number): number | undefined {
+    return this.isClosed ? undefined : this.#pings.send(lane);
+  }
+
+  /** Lowers (or restores) what write() may buffer: for a session that has been silent for long. */
+  limitSendBuffer(bytes: number): void {
+    this.#limits.maxSendBufferBytes = bytes;
+  }
+
+  /** Ends the session at once, undelivered bytes included; CLOSE tells the peer. */
+  close(code: number, reason: string, now: number): void {
+    this.#finish(code, reason, false, now);
+  }
+
+  // --- packets in ---
+
+  /**
+   * Takes in one packet, WireGuard's padding included. Never throws on what a peer sends.
+   *
+   * @param packet kept by reference where it is mostly stream data: don't reuse its memory
+   * @param lane what it arrived on
+   */
+  receivePacket(packet: Uint8Array, lane: number, now: number): void {
+    try {
+      this.#receive(packet, lane, now);
+    } catch (error) {
+      if (error instanceof PeerViolation) this.close(error.closeCode, error.message, now);
+      else if (error instanceof WireError) this.close(CLOSE_CODES.protocolViolation.code, error.message, now);
+      else throw error;
+    }
+    if (!this.isClosed) this.#streams.wakeWriters();
+  }
+
+  #receive(packet: Uint8Array, laneId: number, now: number): void {
+    const known = this.#handshake.tag;
+    if (packet.length < 5 || (known !== undefined && peekTag(packet) !== known)) {
+      this.#packetsDropped++;
+      return;
+    }
+    const reader = new ByteReader(packet);
+    const { tag, number } = readHeader(reader);
+    if (this.#closing) {
+      this.#packetsDropped++;
+      if (number === CLOSE_NUMBER) this.#closing.onPeerClosed();
+      else this.#closing.onPacket(laneId);
+      return;
+    }
+    if (number === CLOSE_NUMBER) {
+      this.#receiveClose(decodeFrames(reader), now);
+      return;
+    }
+    if (this.#handshake.peerHello && this.#acks.isDuplicate(number)) {
+      this.#packetsDropped++;
+      this.#acks.onPacket(number, this.#ackLane(laneId), true, now);
+      return;
+    }
+    this.#handshake.tag ??= tag; // also a refusal must find its way back
+    const frames = decodeFrames(reader);
+    if (!this.#handshake.peerHello && frames[0]?.kind !== "hello") {
+      const isStale = this.role === "agent";
+      throw new PeerViolation(
+        isStale ? "unknownSession" : "protocolViolation",
+        isStale ? CLOSE_CODES.unknownSession.text : "the first packet has no HELLO",
+      );
+    }
+    if (this.#streams.exceedsReorderLimit(frames)) {
+      this.#packetsRefused++;
+      return;
+    }
+    this.#packetsReceived++;
+    const lane = this.#lanes.get(laneId);
+    if (lane) lane.lastReceivedAt = now;
+    let isEliciting = false;
+    let isUrgent = false;
+    for (const frame of frames) {
+      if (isAckEliciting(frame)) isEliciting = true;
+      if (frame.kind === "ping" || frame.kind === "hello") isUrgent = true;
+      this.#receiveFrame(frame, laneId, now);
+      if (this.isClosed) return;
+    }
+    this.#acks.onPacket(number, isEliciting ? this.#ackLane(laneId) : undefined, isUrgent, now);
+  }
+
+  /** The lane an ACK should travel on: where the packet came from, else any in use. */
+  #ackLane(laneId: number): number | undefined {
+    if (this.#lanes.has(laneId)) return laneId;
+    for (const lane of this.#lanes.values()) if (!lane.standby) return lane.id;
+    return this.#lanes.keys().next().value;
+  }
+
+  #receiveFrame(frame: Frame, lane: number, now: number): void {
+    const streams = this.#streams;
+    switch (frame.kind) {
+      case "ack":
+        this.#recovery.onAck(frame, this.#lanes.get(lane), this.#lanes.values(), this.#nextNumber, now);
+        break;
+      case "hello":
+        this.#receiveHello(frame.hello);
+        break;
+      case "close":
+        throw new PeerViolation("protocolViolation", "CLOSE among other packets");
+      case "open":
+        streams.onOpen(frame);
+        break;
+      case "stream":
+        streams.onStream(frame);
+        break;
+      case "reset":
+        streams.onReset(frame);
+        break;
+      case "stop":
+        streams.onStop(frame);
+        break;
+      case "max-data":
+        streams.onMaxData(frame.max);
+        break;
+      case "max-stream-data":
+        streams.onMaxStreamData(frame);
+        break;
+      case "max-streams":
+        streams.onMaxStreams(frame.count);
+        break;
+      case "signal":
+        if (!this.#handshake.isAccepted)
+          throw new PeerViolation("protocolViolation", "a signal before HELLO was answered");
+        for (const signal of this.#signalsIn.receive(frame.seq, frame.type, frame.body))
+          this.#emit({ kind: "signal", ...signal });
+        break;
+      case "datagram":
+        if (this.#handshake.isAccepted && streams.knows(frame.stream))
+          this.#emit({ kind: "datagram", stream: frame.stream, data: frame.data.slice() });
+        break;
+      case "probe":
+        if (this.#handshake.isAccepted)
+          this.#emit({ kind: "probe", lane, type: frame.type, body: frame.body.slice() });
+        break;
+      case "ping": // answered by the ACK
+      case "skipped":
+        break;
+    }
+  }
+
+  #receiveHello(received: Hello): void {
+    const hello = { ...received, sessionId: received.sessionId.slice(), grant: received.grant.slice() };
+    const news = this.#handshake.receive(hello, this.#nextNumber);
+    if (news === "repeated") return;
+    this.#emit({ kind: "hello", hello, resume: news === "resume" });
+    if (news === "resume") return;
+    this.#streams.onPeerLimits(hello.maxDataBytes, hello.maxStreamDataBytes, hello.maxStreams);
+    if (this.role === "client") this.#emit({ kind: "ready", version: this.#handshake.version! });
+  }
+
+  #receiveClose(frames: Frame[], now: number): void {
+    const [frame] = frames;
+    if (frame?.kind !== "close") {
+      this.#packetsDropped++;
+      return;
+    }
+    // A terminal shows it: no control characters from a stranger.
+    const reason = frame.reason.replace(/[\u0000-\u001f\u007f-\u009f]/g, "?");
+    this.#finish(frame.code, reason || closeText(frame.code), true, now);
+  }
+
+  // --- packets out ---
+
+  /**
+   * The next packet for a lane, or undefined when it has nothing to say or may not now.
+   *
+   * @param maxBytes what the lane can carry; at least 32,768, or large frames never go
+   * @returns valid until the next call of any session's nextPacket: seal or copy it first
+   */
+  nextPacket(lane: number, maxBytes: number, now: number): Uint8Array | undefined {
+    if (this.#handshake.tag === undefined) return undefined;
+    scratch ??= new Uint8Array(MAX_PACKET_BYTES);
+    if (this.#closing) {
+      const writer = new PacketWriter(scratch, maxBytes);
+      return this.#closing.fill(lane, this.#handshake.tag, writer) ? writer.finish() : undefined;
+    }
+    const known = this.#lanes.get(lane);
+    if (known === undefined || !this.#handshake.isAccepted) return undefined;
+    const peerMax = this.#handshake.peerHello?.maxPacketBytes ?? MAX_PACKET_BYTES;
+    const limit = Math.min(maxBytes, peerMax, MAX_PACKET_BYTES);
+    const packet = this.#buildPacket(known, new PacketWriter(scratch, limit), now);
+    if (packet) this.#packetsSent++;
+    this.#streams.wakeWriters();
+    return packet;
+  }
+
+  #buildPacket(lane: Lane, writer: PacketWriter, now: number): Uint8Array | undefined {
+    const inUse = !lane.standby;
+    const mayCarry = inUse && (lane.hasRoom || lane.probeDue);
+    this.#datagrams.expire(now);
+    const wantsHello = inUse && this.#handshake.state === "unsent";
+    const hasBulk = this.#hasBulk;
+    if (mayCarry && !hasBulk) lane.onAppLimited();
+    const isMore =
+      wantsHello ||
+      lane.probeDue ||
+      lane.keepaliveDue ||
+      (mayCarry && hasBulk) ||
+      (inUse && this.#streams.hasControl) ||
+      this.#probes.has(lane.id) ||
+      this.#pings.hasFor(lane.id, lane.standby);
+    const ackIsDue = this.#acks.isDue(lane.id, now);
+    if (!isMore && !ackIsDue) return undefined;
+
+    const sent: SentFrame[] = [];
+    writer.header(this.#handshake.tag!, this.#nextNumber);
+    if (this.#handshake.state !== "acked") {
+      if (!writer.tryFrame({ kind: "hello", hello: this.#makeHello() })) return undefined;
+      sent.push({ kind: "hello" });
+    }
+    const hasAck = this.#fillAck(lane, writer, sent, now);
+    const before = writer.frames;
+    if (isMore) this.#fillMore(lane, writer, sent, mayCarry, now);
+    const hasMore = writer.frames > before;
+    if (!hasMore && !wantsHello && !(hasAck && ackIsDue)) return undefined;
+
+    if (hasAck) this.#acks.onSent(lane.id);
+    const packet = writer.finish();
+    const number = this.#nextNumber++;
+    if (!hasMore && this.#handshake.state === "acked") return packet; // a bare ACK is not acknowledged itself
+    if (this.#handshake.state === "unsent") this.#handshake.state = "sent";
+    lane.probeDue = false;
+    lane.keepaliveDue = false;
+    this.#recovery.onSent(lane, number, packet.length, sent, now);
+    return packet;
+  }
+
+  get #hasBulk(): boolean {
+    if (this.#streams.hasData || this.#streams.hasOpens || !this.#datagrams.isEmpty) return true;
+    return this.#handshake.peerHello !== undefined && this.#signalsOut.hasQueued;
+  }
+
+  #fillAck(lane: Lane, writer: PacketWriter, sent: SentFrame[], now: number): boolean {
+    const ack = this.#acks.peek(lane.id, now);
+    if (ack === undefined) return false;
+    const fits = Math.floor((writer.room - frameBytes({ ...ack, ranges: [] })) / 16);
+    if (fits < 1) return false;
+    const ranges = ack.ranges.slice(0, fits);
+    writer.frame({ ...ack, ranges, echo: Math.max(ack.echo, ranges[ranges.length - 1][0]) });
+    if (ranges.length === ack.ranges.length) sent.push({ kind: "ack", largest: ranges[0][1] });
+    return true;
+  }
+
+  /** Everything behind HELLO and ACK. */
+  #fillMore(lane: Lane, writer: PacketWriter, sent: SentFrame[], mayCarry: boolean, now: number): void {
+    if (lane.probeDue || lane.keepaliveDue) writer.tryFrame({ kind: "ping" });
+    this.#probes.fill(lane.id, writer);
+    this.#pings.fill(lane.id, lane.standby, writer, sent, now);
+    if (!lane.standby) this.#streams.fillControl(writer, sent, now, lane.rttMs ?? DEFAULT_RTT_MS);
+    if (!mayCarry) return;
+    // Signals and OPENs cannot be split: they may fill the packet to the end. Stream data keeps it short.
+    if (this.#handshake.peerHello) this.#signalsOut.fill(writer, sent);
+    this.#streams.fillOpens(writer, sent);
+    this.#datagrams.fill(writer);
+    const { limit } = writer;
+    writer.limit = Math.min(limit, Math.max(lane.packetBytes, writer.offset + MIN_DATA_BYTES));
+    const isFull = this.#streams.fillData(writer, sent, lane.packetBytes, lane.probeDue);
+    writer.limit = limit;
+    if (!isFull) lane.onAppLimited();
+  }
+
+  #makeHello(): Hello {
+    return this.#handshake.makeHello({
+      maxPacketBytes: Math.max(this.#limits.maxPacketBytes, MIN_MAX_PACKET_BYTES),
+      maxDataBytes: this.#streams.maxDataBytes,
+      maxStreamDataBytes: this.#limits.initialStreamWindowBytes,
+      maxStreams: this.#streams.maxPeerStreams,
+    });
+  }
+
+  // --- time ---
+
+  /** When handleTimeout() (and then nextPacket on every lane) is next due, if ever. */
+  nextTimeout(): number | undefined {
+    if (this.#closing) return this.#closing.endsAt;
+    if (!this.#handshake.isAccepted) return undefined;
+    let earliest = this.#lanes.size > 0 ? this.#acks.nextTimeout() : undefined;
+    const consider = (at: number | undefined): void => {
+      if (at !== undefined && (earliest === undefined || at < earliest)) earliest = at;
+    };
+    for (const lane of this.#lanes.values()) {
+      consider(lane.ptoAt);
+      consider(this.#recovery.lossTimeout(lane));
+      consider(this.#keepaliveAt(lane));
+    }
+    return earliest;
+  }
+
+  handleTimeout(now: number): void {
+    if (this.#closing || !this.#handshake.isAccepted) return;
+    this.#acks.handleTimeout(now);
+    for (const lane of this.#lanes.values()) {
+      if (now >= (this.#keepaliveAt(lane) ?? Number.POSITIVE_INFINITY)) lane.keepaliveDue = true;
+      this.#recovery.detectLost(lane, now);
+      if (lane.ptoAt === undefined || now < lane.ptoAt) continue;
+      lane.onPto();
+      this.#recovery.repeatOldest(lane);
+    }
+  }
+
+  #keepaliveAt(lane: Lane): number | undefined {
+    if (this.#keepaliveMs === undefined || lane.standby || lane.keepaliveDue) return undefined;
+    return Math.max(lane.lastReceivedAt ?? 0, lane.lastSentAt) + this.#keepaliveMs;
+  }
+
+  // --- what became of frames ---
+
+  #onFrameAcked(frame: SentFrame, lane: number, now: number): void {
+    if (frame.kind === "hello") {
+      if (this.#handshake.onAcked()) this.#emit({ kind: "resumed" });
+    } else if (frame.kind === "ack") this.#acks.onAckAcked(frame.largest);
+    else if (frame.kind === "signal") this.#signalsOut.onAcked(frame.seq);
+    else if (frame.kind !== "ping") this.#streams.onFrameAcked(frame);
+    else if (this.#pings.onAcked(frame.id))
+      this.#emit({ kind: "rtt", id: frame.id, lane, rttMs: now - frame.sentAt });
+  }
+
+  #onFrameLost(frame: SentFrame): void {
+    if (frame.kind === "hello") this.#handshake.onLost();
+    else if (frame.kind === "ping") this.#pings.onLost(frame.id);
+    else if (frame.kind === "signal") this.#signalsOut.onLost(frame.seq);
+    else this.#streams.onFrameLost(frame);
+  }
+
+  #emit(event: SessionEvent): void {
+    if (this.isClosed) return;
+    const queue = this.#handshake.isAccepted || event.kind === "hello" ? this.#events : this.#held;
+    if (queue.length >= MAX_WAITING_EVENTS) {
+      if (event.kind === "datagram" || event.kind === "probe") return;
+      if (event.kind === "signal") throw new PeerViolation("resourceLimit", "too many signals");
+    }
+    queue.push(event);
+  }
+
+  #finish(code: number, reason: string, byPeer: boolean, now: number): void {
+    if (this.#closing) return;
+    this.#closing = new Closing(code, reason, byPeer, now, this.#lanes.keys());
+    this.#events.push({ kind: "closed", code, reason: this.#closing.reason, byPeer });
+    this.#held = [];
+    this.#streams.clear();
+    this.#recovery.clear();
+    this.#acks.clear();
+    this.#datagrams.clear();
+  }
+}
