@@ -74,5 +74,6 @@ export async function build({ force = false } = {}) {
   return result.metafile;
 }
 
-if (process.argv[1] === fileURLToPath(import.meta.url))
+if (process.argv[1] === fileURLToPath(import.meta.url)) {
   await build({ force: process.argv.includes("--force") });
+}

@@ -1,6 +1,6 @@
 // From a job's row to what a daemon gets: the archive, variables, parameters, state and who it is for.
 import type { Knex } from "knex";
-import { createApiKey, deleteNamedKey } from "../db/queries/keys.ts";
+import { createWorkspaceKey, deleteWorkspaceKey } from "../db/queries/keys.ts";
 import type { BuildRow, JobRow, TemplateRow, UserRow, WorkspaceRow } from "../db/queries/rows.ts";
 import type { BuildJob, ImportJob, Job, RichParameterValue } from "./protocol.ts";
 
@@ -94,12 +94,12 @@ async function buildJob(trx: Knex, job: JobRow, base: Base, context: PayloadCont
   };
 }
 
-/** A user's key for what runs in the workspace; a new one each start, none while it is stopped. */
+/** A new one each start, none while it is stopped. */
 async function ownerSessionToken(trx: Knex, build: BuildRow, owner: UserRow, now: Date): Promise<string> {
-  const tokenName = `workspace_${build.workspace_id}`;
-  await deleteNamedKey(trx, owner.id, tokenName);
+  const key = { workspaceId: build.workspace_id, ownerId: owner.id };
+  await deleteWorkspaceKey(trx, key);
   if (build.transition !== "start" || owner.status === "suspended") return "";
-  return createApiKey(trx, { userId: owner.id, loginType: "token", tokenName, now });
+  return createWorkspaceKey(trx, key, now);
 }
 
 async function userById(trx: Knex, id: string): Promise<UserRow> {

@@ -105,6 +105,17 @@ describeDatabases("job queue", (database) => {
     assert.equal((await queue.acquire(daemon(), soon()))?.id, first);
   });
 
+  it("a job another daemon is just taking holds nobody up", async () => {
+    const [first, second] = [await post(), await post({}, new Date(Date.now() + 1000))];
+    await knex.transaction(async (trx) => {
+      await trx("provisioner_jobs").where({ id: first }).forUpdate();
+      const taken = queue.acquire(daemon(), soon()).then((job) => job?.id);
+      // Not awaited alone: a queue that does wait waits for this very transaction.
+      const blocked = new Promise<string>((resolve) => setTimeout(resolve, 3_000, "blocked").unref());
+      assert.equal(await Promise.race([taken, blocked]), second);
+    });
+  });
+
   it("a waiting daemon is woken by a new job, and an aborted wait takes none", async () => {
     const gone = new AbortController();
     const abandoned = queue.acquire(daemon(), gone.signal);
@@ -168,6 +179,9 @@ describeDatabases("job queue", (database) => {
     await queue.complete(id, importResult({ readme: "zero \u0000 byte" }));
     const job = await one(id);
     assert.deepEqual([job.status, job.error_code], ["failed", "ERR_JOB_RESULT"]);
+    // PostgreSQL's words, not the statement with all its values.
+    assert.match(job.error, /can't be stored: invalid byte sequence.*SQLSTATE 22021/);
+    assert.ok(!job.error.includes("update") && !job.error.includes("zero"));
     const resources = await knex("workspace_resources").where({ job_id: id });
     assert.equal(resources.length, 0);
     const other = await post();

@@ -2,6 +2,7 @@
 // number of replicas share it and none waits for another. LISTEN wakes daemons and watchers; both also poll.
 import type { Knex } from "knex";
 import { MeshError } from "../../mesh/wire/errors.ts";
+import { errorText } from "../db/queries/error-text.ts";
 import type { JobRow } from "../db/queries/rows.ts";
 import { announce, type Topics } from "../db/queries/topics.ts";
 import type { Job, JobFailure, JobLog, JobQueue, JobResult } from "./protocol.ts";
@@ -99,7 +100,7 @@ export class PostgresJobQueue implements JobQueue {
           started_at: now,
           completed_at: now,
           updated_at: now,
-          error: `The job can't be prepared: ${error instanceof Error ? error.message : String(error)}`,
+          error: `The job can't be prepared: ${errorText(error)}`,
           error_code: "ERR_JOB_PAYLOAD",
         });
       await announceJob(this.#knex, taken.id);
@@ -152,7 +153,7 @@ export class PostgresJobQueue implements JobQueue {
       // The result can't be stored (a zero byte in a text, two apps with one name): no retry can help, but the
       // state must not be lost.
       await this.fail(jobId, {
-        message: `The result of the job can't be stored: ${(error as Error).message}`,
+        message: `The result of the job can't be stored: ${errorText(error)}`,
         errorCode: "ERR_JOB_RESULT",
         ...(result.type === "workspace_build" ? { state: result.state } : {}),
       });

@@ -34,6 +34,10 @@ export async function createApiKey(knex: Knex, key: CreateApiKey): Promise<strin
   return token;
 }
 
+export async function deleteNamedKey(knex: Knex, userId: string, tokenName: string): Promise<void> {
+  await knex("api_keys").where({ user_id: userId, token_name: tokenName }).delete();
+}
+
 /** A hundred years, Coder's limit. */
 export const MAX_KEY_LIFETIME_MS = 876_600 * 3600_000;
 
@@ -58,13 +62,8 @@ export function createWorkspaceKey(
   });
 }
 
-export async function deleteWorkspaceKey(
-  knex: Knex,
-  { workspaceId, ownerId }: WorkspaceOfOwner,
-): Promise<void> {
-  await knex("api_keys")
-    .where({ user_id: ownerId, token_name: workspaceKeyName(workspaceId) })
-    .delete();
+export function deleteWorkspaceKey(knex: Knex, { workspaceId, ownerId }: WorkspaceOfOwner): Promise<void> {
+  return deleteNamedKey(knex, ownerId, workspaceKeyName(workspaceId));
 }
 
 /** Expired ones kept for a while, so that a client hears "expired" and not "unknown" in our logs. */

@@ -1,0 +1,58 @@
+// Composition of an agent: its session service and scripts, on a node of the mesh.
+import type { Command } from "commander";
+import { parseServerUrl } from "../config.ts";
+import { CliError } from "../errors.ts";
+
+interface AgentFlags {
+  agentUrl?: string;
+  agentToken?: string;
+  logFile?: string;
+  logLevel: string;
+}
+
+export function register(program: Command): void {
+  program
+    .command("agent")
+    .description("Run in a workspace: let its users in (started by the template's init script)")
+    .option("--agent-url <url>", "server address (CODER_AGENT_URL)", process.env["CODER_AGENT_URL"])
+    .option("--agent-token <token>", "the agent's token; CODER_AGENT_TOKEN keeps it out of the process list")
+    .option(
+      "--log-file <file>",
+      "JSON lines go here instead of stderr (CODER_AGENT_LOG_FILE)",
+      process.env["CODER_AGENT_LOG_FILE"],
+    )
+    .option(
+      "--log-level <level>",
+      "debug, info, warn or error",
+      process.env["CODER_AGENT_LOG_LEVEL"] ?? "info",
+    )
+    .action((flags: AgentFlags) => run(flags));
+}
+
+async function run(flags: AgentFlags): Promise<void> {
+  const token = flags.agentToken ?? process.env["CODER_AGENT_TOKEN"];
+  if (!flags.agentUrl || !token)
+    throw new CliError("ERR_NO_AGENT_TOKEN", "The agent needs the server's address and its token.", {
+      hint: "Set CODER_AGENT_URL and CODER_AGENT_TOKEN; in a template, run coder_agent.<name>.init_script.",
+    });
+  const url = parseServerUrl(flags.agentUrl);
+  const [{ Agent }, { createAgentLogger }, { connectAgentMesh }] = await Promise.all([
+    import("../../agent/agent.ts"),
+    import("../../agent/logging.ts"),
+    import("../../agent/mesh.ts"),
+  ]);
+  const logger = createAgentLogger({ file: flags.logFile, level: flags.logLevel });
+  const agent = new Agent({
+    url,
+    token,
+    logger,
+    connectMesh: (manifest) => connectAgentMesh({ url, token, agentId: manifest.agent_id, logger }),
+  });
+  const stopping = new AbortController();
+  for (const name of ["SIGINT", "SIGTERM", "SIGHUP"] as const)
+    process.on(name, () => {
+      logger.info({ signal: name }, "stopping");
+      stopping.abort();
+    });
+  await agent.run(stopping.signal);
+}

@@ -1,0 +1,72 @@
+import { MeshError } from "../mesh/wire/errors.ts";
+import { printable } from "./text.ts";
+
+/** What a command exits with. `ssh` passes the remote command's own code through instead. */
+export const EXIT = {
+  failure: 1,
+  /** As OpenSSH: the connection failed, so the code is not the remote command's. */
+  connection: 255,
+  interrupted: 130,
+} as const;
+
+export type CliErrorCode = `ERR_${string}`;
+
+/** A failure to tell the user about: `message` in a sentence, `hint` with the next step, no stack trace. */
+export class CliError extends MeshError {
+  readonly code: CliErrorCode;
+  readonly hint: string | undefined;
+  readonly exitCode: number;
+  constructor(
+    code: CliErrorCode,
+    message: string,
+    options: ErrorOptions & { hint?: string; exitCode?: number } = {},
+  ) {
+    super(message, options);
+    this.code = code;
+    this.hint = options.hint;
+    this.exitCode = options.exitCode ?? EXIT.failure;
+  }
+}
+
+/** The server answered with a status of 400 or above. */
+export class ApiError extends CliError {
+  readonly status: number;
+  constructor(
+    status: number,
+    body: {
+      message?: string;
+      detail?: string;
+      code?: string;
+      validations?: { field: string; detail: string }[];
+    },
+    request: string,
+  ) {
+    const lines = [
+      body.message ?? `${request} answered with status ${status}`,
+      ...(body.validations ?? []).map(({ field, detail }) => `${field}: ${detail}`),
+      ...(body.detail ? [body.detail] : []),
+    ];
+    super((body.code as CliErrorCode | undefined) ?? `ERR_HTTP_${status}`, lines.join("\n  "), {
+      hint: status === 401 ? "Log in with `coder login`." : undefined,
+    });
+    this.status = status;
+  }
+}
+
+/** One message on stderr for whatever went wrong. @returns the exit code */
+export function reportError(error: unknown, stderr: NodeJS.WritableStream = process.stderr): number {
+  if (error instanceof CliError) {
+    stderr.write(`error: ${printable(error.message)}\n`);
+    if (error.hint) stderr.write(`${printable(error.hint)}\n`);
+    return error.exitCode;
+  }
+  if (error instanceof MeshError) {
+    stderr.write(`error: ${printable(error.message)} (${error.code})\n`);
+    return EXIT.failure;
+  }
+  // A defect of ours: the stack is what a report needs.
+  stderr.write(
+    `internal error: ${error instanceof Error ? (error.stack ?? error.message) : String(error)}\n`,
+  );
+  return EXIT.failure;
+}

@@ -1,0 +1,74 @@
+import type { Workspace, WorkspaceAgent } from "../control/contract/index.ts";
+import { CliError, EXIT } from "./errors.ts";
+import type { ApiClient } from "./http.ts";
+import { followAgentLogs } from "./logs.ts";
+import { say } from "./output.ts";
+import { chooseAgent, findWorkspace, parseWorkspaceName, runBuild } from "./workspace.ts";
+
+export type WaitMode = "yes" | "no" | "auto";
+
+const failed = (message: string, hint?: string) =>
+  new CliError("ERR_WORKSPACE_NOT_READY", message, { hint, exitCode: EXIT.connection });
+
+/**
+ * The workspace with a finished start build: follows one under way, starts a stopped one (unless told not to).
+ *
+ * @throws {CliError} ERR_WORKSPACE_STOPPED, ERR_WORKSPACE_NOT_READY, or the build's own failure
+ */
+export async function runningWorkspace(
+  api: ApiClient,
+  text: string,
+  options: { autostart: boolean; signal?: AbortSignal },
+): Promise<{ workspace: Workspace; agent: WorkspaceAgent }> {
+  let workspace = await findWorkspace(api, text);
+  const { latest_build: build, name } = workspace;
+  if (build.transition === "delete") throw failed(`Workspace ${name} is ${build.status}.`);
+  if (build.status === "starting" || (build.status === "pending" && build.transition === "start")) {
+    await runBuild(api, workspace, { follow: build.id, transition: "start" }, options.signal);
+    workspace = await findWorkspace(api, text);
+  } else if (build.status !== "running") {
+    if (!options.autostart)
+      throw new CliError("ERR_WORKSPACE_STOPPED", `Workspace ${name} is ${build.status}.`, {
+        hint: `Start it with \`coder start ${text}\`.`,
+        exitCode: EXIT.connection,
+      });
+    if (build.status === "stopping" || (build.status === "pending" && build.transition === "stop"))
+      await runBuild(api, workspace, { follow: build.id, transition: "stop" }, options.signal);
+    say(`Workspace ${name} is ${build.status}; starting it.`);
+    await runBuild(api, workspace, { transition: "start", reason: "ssh_connection" }, options.signal);
+    workspace = await findWorkspace(api, text);
+  }
+  return { workspace, agent: chooseAgent(workspace, parseWorkspaceName(text).agent) };
+}
+
+const IN_PROGRESS = new Set(["created", "starting"]);
+
+/** Waits for startup scripts that block login (or for all, with "yes"), showing their output meanwhile. */
+export async function waitForStartup(
+  api: ApiClient,
+  agent: WorkspaceAgent,
+  mode: WaitMode,
+  signal?: AbortSignal,
+): Promise<void> {
+  const blocks = mode === "yes" || (mode === "auto" && agent.startup_script_behavior === "blocking");
+  let current = agent;
+  if (blocks && IN_PROGRESS.has(current.lifecycle_state)) {
+    say("==> Waiting for the startup scripts (skip with --wait=no)");
+    const over = new AbortController();
+    const logs = followAgentLogs(api, agent.id, ({ output }) => say(`    ${output}`), over.signal);
+    try {
+      for (let waitMs = 50; IN_PROGRESS.has(current.lifecycle_state); waitMs = Math.min(1000, waitMs * 2)) {
+        signal?.throwIfAborted();
+        await new Promise((resolve) => setTimeout(resolve, waitMs));
+        current = await api.get<WorkspaceAgent>(`/workspaceagents/${agent.id}`, { signal });
+      }
+    } finally {
+      over.abort();
+      await logs;
+    }
+  }
+  if (current.lifecycle_state === "start_error")
+    say("warning: a startup script failed; the workspace may be incomplete");
+  if (current.lifecycle_state === "start_timeout")
+    say("warning: a startup script ran into its time limit; the workspace may be incomplete");
+}

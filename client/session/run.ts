@@ -1,0 +1,220 @@
+import { constants } from "node:os";
+import type { Duplex, Readable, Writable } from "node:stream";
+import {
+  ChannelDecoder,
+  type ChannelMessage,
+  dataPrefix,
+  encodeMessage,
+  MAX_DATA_BYTES,
+} from "../../mesh/wire/channel.ts";
+import { MeshError, WireError } from "../../mesh/wire/errors.ts";
+import { enterRawMode, windowSize } from "./terminal.ts";
+
+/** As OpenSSH: the connection failed, so the code is not the command's. */
+export const EXIT_CONNECTION = 255;
+/** Local output was closed (`… | head -1`): 128 + SIGPIPE, as a shell reports a local program that wrote on. */
+export const EXIT_OUTPUT_CLOSED = 141;
+const COPY_BELOW_BYTES = 2_048;
+
+export interface RunSessionOptions {
+  stdin: Readable;
+  stdout: Writable;
+  stderr: Writable;
+  /** The session has a terminal and `stdin` is one: raw mode, resizes are sent, no end of input. */
+  isTerminal: boolean;
+  /** Written first: `encodeOpening(…).first`. */
+  first?: Uint8Array;
+  /** Ends the session: the process gets SIGHUP, the result is 130. */
+  abort?: AbortSignal;
+}
+
+export interface SessionResult {
+  /** The command's own; 128 + n for signal n; EXIT_CONNECTION when the session did not start or was cut off. */
+  exitCode: number;
+  /** Without SIG, when a signal ended the command. */
+  signal?: string;
+}
+
+type Ending =
+  | { kind: "exit"; message: ChannelMessage }
+  | { kind: "lost"; reason: string }
+  | { kind: "outputClosed" }
+  | { kind: "aborted" };
+
+/**
+ * The user's side of a session: joins a stream just opened to the session service with local input and output.
+ * Resolves, never rejects, once all output has been handed to the operating system and the terminal is as it was;
+ * what went wrong is told on `stderr`.
+ */
+export async function runSession(stream: Duplex, options: RunSessionOptions): Promise<SessionResult> {
+  const { stdin, stdout, stderr, isTerminal, first, abort } = options;
+  const restore = isTerminal ? enterRawMode(stdin) : () => {};
+  const undo: (() => void)[] = [];
+  const on: On = (emitter, event, listener) => {
+    const handler = listener as (...args: unknown[]) => void;
+    emitter.on(event, handler);
+    undo.push(() => emitter.removeListener(event, handler));
+  };
+  try {
+    const ending = await new Promise<Ending>((resolve) => {
+      if (first && first.length > 0) stream.write(first);
+      receive(stream, stdout, stderr, on, resolve);
+      sendInput(stream, stdin, on);
+      if (isTerminal)
+        on(stdout, "resize", () => {
+          if (stream.writable) stream.write(encodeMessage({ kind: "windowChange", ...windowSize(stdout) }));
+        });
+      for (const output of [stdout, stderr])
+        on(output, "error", (error: NodeJS.ErrnoException) =>
+          resolve(
+            error.code === "EPIPE" ? { kind: "outputClosed" } : { kind: "lost", reason: error.message },
+          ),
+        );
+      if (abort?.aborted) resolve({ kind: "aborted" });
+      const onAbort = () => resolve({ kind: "aborted" });
+      abort?.addEventListener("abort", onAbort, { once: true });
+      undo.push(() => abort?.removeEventListener("abort", onAbort));
+    });
+    stream.on("error", () => {}); // whatever the stream still has to say, the session is over
+    if (ending.kind === "exit") stream.end();
+    else stream.destroy();
+    stream.resume();
+    await Promise.all([flushed(stdout), flushed(stderr)]);
+    restore();
+    return await report(ending, stderr, isTerminal);
+  } finally {
+    restore();
+    for (const step of undo) step();
+    stdin.pause(); // else a terminal or a pipe keeps the process alive
+  }
+}
+
+function flushed(output: Writable): Promise<void> {
+  return new Promise((resolve) => {
+    if (output.destroyed || output.writableEnded) return resolve();
+    output.once("close", resolve);
+    output.write("", () => {
+      output.removeListener("close", resolve);
+      resolve();
+    });
+  });
+}
+
+type On = (emitter: NodeJS.EventEmitter, event: string, listener: (...args: never[]) => void) => void;
+
+function sendInput(stream: Duplex, stdin: Readable, on: On): void {
+  on(stdin, "data", (chunk: Uint8Array | string) => {
+    if (!stream.writable) return;
+    const bytes = typeof chunk === "string" ? Buffer.from(chunk) : chunk;
+    for (let at = 0; at < bytes.length; at += MAX_DATA_BYTES)
+      if (!writeInput(stream, bytes.subarray(at, at + MAX_DATA_BYTES))) stdin.pause();
+  });
+  on(stream, "drain", () => void stdin.resume());
+  const end = () => {
+    if (stream.writable) stream.write(encodeMessage({ kind: "eof" }));
+  };
+  on(stdin, "end", end);
+  on(stdin, "error", end); // a local file that can't be read on: what came before counts
+  if (stdin.readableEnded || stdin.destroyed) end();
+  else stdin.resume();
+}
+
+function writeInput(stream: Duplex, bytes: Uint8Array): boolean {
+  if (bytes.length < COPY_BELOW_BYTES) return stream.write(encodeMessage({ kind: "data", bytes }));
+  stream.cork();
+  stream.write(dataPrefix("data", bytes.length));
+  const more = stream.write(bytes);
+  stream.uncork();
+  return more;
+}
+
+function receive(
+  stream: Duplex,
+  stdout: Writable,
+  stderr: Writable,
+  on: On,
+  settle: (ending: Ending) => void,
+): void {
+  const decoder = new ChannelDecoder();
+  let over = false;
+  const finish = (ending: Ending) => {
+    over = true;
+    settle(ending);
+  };
+  const full = new Set<Writable>();
+  const write = (output: Writable, bytes: Uint8Array) => {
+    if (output.write(bytes)) return;
+    full.add(output);
+    stream.pause();
+  };
+  for (const output of [stdout, stderr])
+    on(output, "drain", () => {
+      if (full.delete(output) && full.size === 0) stream.resume();
+    });
+  const take = (message: ChannelMessage) => {
+    switch (message.kind) {
+      case "data":
+        return write(stdout, message.bytes);
+      case "stderr":
+        return write(stderr, message.bytes);
+      case "exitStatus":
+      case "exitSignal":
+      case "openFailed":
+        return finish({ kind: "exit", message });
+      case "openOk":
+      case "eof":
+        return;
+      default:
+        throw new WireError("ERR_UNEXPECTED_FRAME", `an agent must not send ${message.kind}`);
+    }
+  };
+  on(stream, "data", (chunk: Uint8Array) => {
+    if (over) return;
+    try {
+      for (const message of decoder.push(chunk)) if (!over) take(message);
+    } catch (error) {
+      finish({ kind: "lost", reason: error instanceof MeshError ? error.message : String(error) });
+    }
+  });
+  const lost = (reason: string) => {
+    if (!over) finish({ kind: "lost", reason });
+  };
+  on(stream, "error", (error: Error) => lost(error.message));
+  on(stream, "end", () => lost("the agent ended the session without a result"));
+  on(stream, "close", () => lost("the connection was closed"));
+}
+
+/** Lets an agent's text reach the terminal as text only: it could carry control sequences. */
+const printable = (text: string) => text.replace(/[\x00-\x1f\x7f-\x9f]/g, " ");
+
+async function report(ending: Ending, stderr: Writable, newLine: boolean): Promise<SessionResult> {
+  const tell = (line: string) =>
+    new Promise<void>((resolve) => {
+      if (stderr.destroyed || stderr.writableEnded) return resolve();
+      // A program on a terminal leaves the cursor anywhere.
+      stderr.write(`${newLine ? "\n" : ""}${line}\n`, () => resolve());
+    });
+  switch (ending.kind) {
+    case "outputClosed":
+      return { exitCode: EXIT_OUTPUT_CLOSED };
+    case "aborted":
+      return { exitCode: 128 + constants.signals.SIGINT };
+    case "lost":
+      await tell(
+        `error: the session was cut off: ${printable(ending.reason)}\n` +
+          "Run the command again; `coder show` says whether the workspace still runs.",
+      );
+      return { exitCode: EXIT_CONNECTION };
+    case "exit":
+      break;
+  }
+  const { message } = ending;
+  if (message.kind === "exitStatus") return { exitCode: message.status };
+  if (message.kind === "exitSignal") {
+    const signals: Record<string, number | undefined> = constants.signals;
+    return { exitCode: 128 + (signals[`SIG${message.name}`] ?? 0), signal: message.name };
+  }
+  if (message.kind === "openFailed")
+    await tell(`error: the workspace refused the session: ${printable(message.message)}`);
+  return { exitCode: EXIT_CONNECTION };
+}

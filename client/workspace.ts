@@ -1,0 +1,105 @@
+import type {
+  BuildReason,
+  Transition,
+  VariableValue,
+  Workspace,
+  WorkspaceAgent,
+  WorkspaceBuild,
+} from "../control/contract/index.ts";
+import { ApiError, CliError } from "./errors.ts";
+import type { ApiClient } from "./http.ts";
+import { waitForJob } from "./logs.ts";
+import { say } from "./output.ts";
+
+/** Splits "owner/name", "owner--name" or "name", each with an optional ".agent" behind. */
+export function parseWorkspaceName(text: string): { owner: string; name: string; agent: string | undefined } {
+  const [path, agent] = text.split(".", 2);
+  const [first, second] = path.includes("/") ? path.split("/", 2) : path.split("--", 2);
+  const [owner, name] = second === undefined ? ["me", first] : [first, second];
+  if (!name || !owner)
+    throw new CliError("ERR_BAD_NAME", `"${text}" names no workspace`, {
+      hint: "Write it as `name` or `owner/name`.",
+    });
+  return { owner, name, agent };
+}
+
+/** @throws {CliError} ERR_WORKSPACE_NOT_FOUND */
+export async function findWorkspace(api: ApiClient, text: string): Promise<Workspace> {
+  const { owner, name } = parseWorkspaceName(text);
+  try {
+    return await api.get<Workspace>(
+      `/users/${encodeURIComponent(owner)}/workspace/${encodeURIComponent(name)}`,
+    );
+  } catch (error) {
+    if (!(error instanceof ApiError && error.status === 404)) throw error;
+    throw new CliError("ERR_WORKSPACE_NOT_FOUND", `There is no workspace "${text}", or you may not see it.`, {
+      cause: error,
+      hint: "`coder list` shows yours.",
+    });
+  }
+}
+
+/** @throws {CliError} ERR_AGENT_NOT_FOUND, ERR_AGENT_AMBIGUOUS */
+export function chooseAgent(workspace: Workspace, name: string | undefined): WorkspaceAgent {
+  const agents = workspace.latest_build.resources.flatMap((resource) => resource.agents);
+  const names = agents.map((agent) => agent.name).join(", ");
+  if (name !== undefined) {
+    const found = agents.find((agent) => agent.name === name);
+    if (found) return found;
+    throw new CliError("ERR_AGENT_NOT_FOUND", `Workspace ${workspace.name} has no agent "${name}".`, {
+      hint: names ? `It has: ${names}.` : undefined,
+    });
+  }
+  if (agents.length === 0)
+    throw new CliError("ERR_AGENT_NOT_FOUND", `Workspace ${workspace.name} has no agent to connect to.`, {
+      hint: "Its template has no coder_agent with a running resource.",
+    });
+  if (agents.length > 1)
+    throw new CliError("ERR_AGENT_AMBIGUOUS", `Workspace ${workspace.name} has several agents: ${names}.`, {
+      hint: `Name one: ${workspace.name}.${agents[0].name}`,
+    });
+  return agents[0];
+}
+
+/** "name=value" pairs; a value may hold further "=". @throws {CliError} ERR_BAD_PARAMETER */
+export function collectParameters(pairs: readonly string[]): VariableValue[] {
+  return pairs.map((pair) => {
+    const at = pair.indexOf("=");
+    if (at < 1)
+      throw new CliError("ERR_BAD_PARAMETER", `"${pair}" is not name=value`, {
+        hint: "Write --parameter region=eu",
+      });
+    return { name: pair.slice(0, at), value: pair.slice(at + 1) };
+  });
+}
+
+export type BuildRequest =
+  | { follow: string; transition: Transition }
+  | { transition: Transition; parameters?: VariableValue[]; orphan?: boolean; reason?: BuildReason };
+
+/** Starts a build (or follows one that is under way) and shows its log on stderr until it ends. */
+export async function runBuild(
+  api: ApiClient,
+  workspace: Workspace,
+  request: BuildRequest,
+  signal?: AbortSignal,
+): Promise<WorkspaceBuild> {
+  let id: string;
+  if ("follow" in request) id = request.follow;
+  else {
+    const { transition, parameters = [], orphan, reason } = request;
+    const build = await api.post<WorkspaceBuild>(`/workspaces/${workspace.id}/builds`, {
+      transition,
+      rich_parameter_values: parameters,
+      ...(orphan ? { orphan } : {}),
+      ...(reason ? { reason } : {}),
+    });
+    id = build.id;
+  }
+  return await waitForJob(
+    api,
+    `/workspacebuilds/${id}/logs`,
+    () => api.get<WorkspaceBuild>(`/workspacebuilds/${id}`),
+    { what: `The ${request.transition} build of ${workspace.name}`, write: say, signal },
+  );
+}

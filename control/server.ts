@@ -1,0 +1,254 @@
+// The control plane as one running thing: database, API, job queue, reaper, upgrades. The command that composes a
+// server (client/commands/server.ts) attaches relay, coordinator and daemons through `upgrades` and `startDaemons`.
+import http, { type IncomingMessage } from "node:http";
+import type { AddressInfo } from "node:net";
+import type { Duplex } from "node:stream";
+import type { Knex } from "knex";
+import type { Logger } from "pino";
+import { MeshError } from "../mesh/wire/errors.ts";
+import { createApi } from "./api/api.ts";
+import { authenticateAny, type Identity } from "./api/authenticate.ts";
+import type { ApiDeps, ApiLimits } from "./api/deps.ts";
+import { ApiError, toApiError, toErrorBody } from "./api/errors.ts";
+import { followServer, type Upgrade } from "./api/follow.ts";
+import { MAX_TEMPLATE_ARCHIVE_BYTES } from "./contract/templates.ts";
+import { DatabaseListener } from "./db/listen.ts";
+import { migrate } from "./db/migrate.ts";
+import { migrations } from "./db/migrations/index.ts";
+import { errorText, errorTrace } from "./db/queries/error-text.ts";
+import { deleteExpiredKeys, MAX_KEY_LIFETIME_MS } from "./db/queries/keys.ts";
+import { Topics } from "./db/queries/topics.ts";
+import type { JobQueue } from "./provisioner/protocol.ts";
+import { PostgresJobQueue } from "./provisioner/queue.ts";
+import { REAP_EVERY_MS, reapJobs } from "./provisioner/queue-reaper.ts";
+
+export type { Identity, Upgrade };
+
+/** A plain request that somebody else answers: binaries, relay probes, the dashboard. */
+export interface Mount {
+  /** Tried on the path, without the query, before the API. */
+  path: RegExp;
+  handle(req: IncomingMessage, res: http.ServerResponse): void;
+}
+
+export interface ControlPlaneOptions {
+  knex: Knex;
+  /** For LISTEN, which needs a connection of its own. */
+  databaseUrl: string;
+  listenHost: string;
+  /** 0: any free one. */
+  listenPort: number;
+  /** The URL people and workspaces reach us at; default: where we listen. */
+  accessUrl?: string;
+  version: string;
+  logger: Logger;
+  upgrades?: Upgrade[];
+  mounts?: Mount[];
+  /** Called once the server listens; stopped first. */
+  startDaemons?: (queue: JobQueue, accessUrl: string) => Promise<{ stop(): Promise<void> }>;
+  limits?: Partial<ApiLimits>;
+  maxTokenLifetimeMs?: number;
+  now?: () => Date;
+}
+
+export interface ControlPlane {
+  /** Where it listens, as a URL on this machine. */
+  url: string;
+  accessUrl: string;
+  port: number;
+  queue: PostgresJobQueue;
+  topics: Topics;
+  deploymentId: string;
+  /** Daemons first, then requests under way, at most `timeoutMs`; whatever is left is cut. The pool stays open. */
+  stop(timeoutMs?: number): Promise<void>;
+}
+
+const DEFAULT_LIMITS: ApiLimits = {
+  templateArchiveBytes: MAX_TEMPLATE_ARCHIVE_BYTES,
+  bodyBytes: 1 << 20,
+  agentLogBytes: 1 << 20,
+};
+const STOP_TIMEOUT_MS = 10_000;
+
+export class ServerError extends MeshError {
+  readonly code: "ERR_PORT_IN_USE" | "ERR_LISTEN";
+  constructor(code: ServerError["code"], message: string, options?: ErrorOptions) {
+    super(message, options);
+    this.code = code;
+  }
+}
+
+/**
+ * Migrates, listens, serves.
+ *
+ * @throws {ServerError} ERR_PORT_IN_USE, ERR_LISTEN
+ * @throws {DatabaseError} see migrate()
+ */
+export async function startControlPlane(options: ControlPlaneOptions): Promise<ControlPlane> {
+  const { knex, logger, now = () => new Date() } = options;
+  await migrate(knex, migrations);
+  const listener = new DatabaseListener({ url: options.databaseUrl, logger });
+  const topics = new Topics(listener);
+  const closeTopics = async (): Promise<void> => {
+    await topics.stop();
+    await listener.close();
+  };
+  try {
+    await topics.start(["provisioner_job_posted", "provisioner_job", "workspace_agent", "workspace", "user"]);
+  } catch (error) {
+    await closeTopics();
+    throw error;
+  }
+  const { id: deploymentId } = await knex("deployment").first<{ id: string }>("id");
+
+  let accessUrl = options.accessUrl?.replace(/\/+$/, "") ?? "";
+  const deps: ApiDeps = {
+    knex,
+    topics,
+    logger,
+    accessUrl: () => accessUrl,
+    version: options.version,
+    deploymentId,
+    limits: { ...DEFAULT_LIMITS, ...options.limits },
+    maxTokenLifetimeMs: options.maxTokenLifetimeMs ?? MAX_KEY_LIFETIME_MS,
+    now,
+  };
+  const api = createApi(deps).callback();
+  const follow = followServer(deps);
+  const mounts = options.mounts ?? [];
+  const upgrades = [...(options.upgrades ?? []), ...follow.upgrades];
+
+  const server = http.createServer((req, res) => {
+    const path = pathOf(req);
+    const mount = mounts.find((candidate) => candidate.path.test(path));
+    if (mount) mount.handle(req, res);
+    else void api(req, res);
+  });
+  server.headersTimeout = 20_000;
+  server.requestTimeout = 120_000;
+  server.keepAliveTimeout = 65_000;
+  const sockets = new Set<Duplex>();
+  server.on("upgrade", (req, socket, head) => {
+    sockets.add(socket);
+    socket.on("close", () => sockets.delete(socket));
+    socket.on("error", () => socket.destroy());
+    void upgrade(deps, upgrades, req, socket, head);
+  });
+
+  let url: string;
+  try {
+    url = await listen(server, options.listenHost, options.listenPort);
+  } catch (error) {
+    await closeTopics();
+    throw error;
+  }
+  accessUrl ||= url;
+  const queue = new PostgresJobQueue({ knex, topics, coderUrl: () => accessUrl, now });
+  const sweep = (): void => {
+    Promise.all([reapJobs(knex, now()), deleteExpiredKeys(knex, now())]).then(
+      ([reaped]) => reaped.length > 0 && logger.warn({ jobs: reaped }, "gave up jobs that nobody finishes"),
+      (error: Error) => logger.error({ error: errorText(error) }, "sweeping jobs and keys failed"),
+    );
+  };
+  const sweeper = setInterval(sweep, REAP_EVERY_MS);
+  let daemons: { stop(): Promise<void> } | undefined;
+
+  async function stop(timeoutMs = STOP_TIMEOUT_MS): Promise<void> {
+    clearInterval(sweeper);
+    await daemons?.stop();
+    const closed = new Promise<void>((resolve) => server.close(() => resolve()));
+    follow.close();
+    server.closeIdleConnections();
+    const cut = setTimeout(() => {
+      for (const socket of sockets) socket.destroy();
+      server.closeAllConnections();
+    }, timeoutMs);
+    await closed;
+    clearTimeout(cut);
+    await closeTopics();
+  }
+
+  try {
+    daemons = await options.startDaemons?.(queue, accessUrl);
+  } catch (error) {
+    await stop(0);
+    throw error;
+  }
+  logger.info({ url, accessUrl }, "control plane listening");
+  const { port } = server.address() as AddressInfo;
+  return { url, accessUrl, port, queue, topics, deploymentId, stop };
+}
+
+const pathOf = (req: IncomingMessage): string => (req.url ?? "/").split("?", 1)[0];
+
+async function upgrade(
+  deps: ApiDeps,
+  upgrades: Upgrade[],
+  req: IncomingMessage,
+  socket: Duplex,
+  head: Buffer,
+): Promise<void> {
+  const path = pathOf(req);
+  try {
+    const found = upgrades.find((candidate) => candidate.path.test(path));
+    if (!found) throw new ApiError(404, "ERR_NO_ROUTE", "Nothing here can be upgraded to.");
+    await found.handle(req, socket, head, async () => {
+      const identity = await authenticateAny(deps, req, deps.now());
+      if (!identity)
+        throw new ApiError(
+          401,
+          "ERR_SIGNED_OUT",
+          "You are signed out or your session has expired. Please sign in again.",
+        );
+      return identity;
+    });
+  } catch (error) {
+    const known = toApiError(error);
+    if (!known || known.status >= 500)
+      deps.logger.error({ path, error: errorTrace(error) }, "upgrade failed");
+    refuse(socket, known ?? new ApiError(500, "ERR_INTERNAL", "An internal error occurred."));
+  }
+}
+
+/** An upgrade's socket has no response object any more: the answer is written by hand. */
+function refuse(socket: Duplex, error: ApiError): void {
+  if (!socket.writable) return void socket.destroy();
+  const body = Buffer.from(JSON.stringify(toErrorBody(error, "")));
+  const retry = error.retryAfterSeconds ? `Retry-After: ${error.retryAfterSeconds}\r\n` : "";
+  socket.end(
+    Buffer.concat([
+      Buffer.from(
+        `HTTP/1.1 ${error.status} ${http.STATUS_CODES[error.status]}\r\nContent-Type: application/json\r\n` +
+          `Content-Length: ${body.length}\r\n${retry}Connection: close\r\n\r\n`,
+      ),
+      body,
+    ]),
+    () => socket.destroy(),
+  );
+}
+
+/** @returns the address as a URL that works on this machine */
+async function listen(server: http.Server, host: string, port: number): Promise<string> {
+  await new Promise<void>((resolve, reject) => {
+    const failed = (cause: NodeJS.ErrnoException) =>
+      reject(
+        cause.code === "EADDRINUSE"
+          ? new ServerError(
+              "ERR_PORT_IN_USE",
+              `${host}:${port} is in use by another program. Stop that one, or choose another address with ` +
+                "--http-address or CODER_HTTP_ADDRESS (port 0 takes any free one).",
+              { cause },
+            )
+          : new ServerError("ERR_LISTEN", `Can't listen on ${host}:${port}: ${cause.message}`, { cause }),
+      );
+    server.once("error", failed);
+    server.listen(port, host, () => {
+      server.off("error", failed);
+      resolve();
+    });
+  });
+  const address = server.address() as AddressInfo;
+  const anywhere = ["0.0.0.0", "::"].includes(address.address);
+  const name = anywhere ? "127.0.0.1" : address.family === "IPv6" ? `[${address.address}]` : address.address;
+  return `http://${name}:${address.port}`;
+}
