@@ -10,12 +10,15 @@ import { MemoryStore } from "../coordinator/store.ts";
 import { embeddedRelayMap } from "../derp/map.ts";
 import { DerpServer } from "../derp/server/server.ts";
 import type { Identity } from "./api/authenticate.ts";
-import { canConnect, setAgentConnected, setAgentDisconnected } from "./db/queries/agents.ts";
+import { canConnect, isCurrentAgent, setAgentConnected, setAgentDisconnected } from "./db/queries/agents.ts";
+import { errorText } from "./db/queries/error-text.ts";
 import type { UserRow } from "./db/queries/rows.ts";
 import { loadSigningKeys } from "./db/queries/signing.ts";
+import type { Topics } from "./db/queries/topics.ts";
 
 export interface MeshServicesOptions {
   knex: Knex;
+  topics: Topics;
   accessUrl: () => string;
   logger: Logger;
 }
@@ -33,6 +36,7 @@ const ALL_SERVICES = ["*"];
 
 export async function startMeshServices({
   knex,
+  topics,
   accessUrl,
   logger,
 }: MeshServicesOptions): Promise<MeshServices> {
@@ -67,11 +71,30 @@ export async function startMeshServices({
     nowMs: Date.now,
     newId: randomUUID,
   });
+  const failed = (error: unknown) => logger.error({ error: errorText(error) }, "could not follow a change");
+  // A build that succeeded replaced its workspace's agents, also those whose process and token live on.
+  const unwatchWorkspaces = topics.watch("workspace", "*", (workspaceId) => {
+    for (const { agentId, workspaceId: of } of coordinator.agents()) {
+      if (of !== workspaceId) continue;
+      isCurrentAgent(knex, agentId)
+        .then((current) => (current ? undefined : coordinator.dismissAgent(agentId)))
+        .catch(failed);
+    }
+  });
+  const unwatchUsers = topics.watch("user", "*", (userId) => {
+    knex("users")
+      .where({ id: userId, status: "active", deleted: false })
+      .first("id")
+      .then((active: unknown) => (active ? 0 : coordinator.revoke((grant) => grant.userId === userId)))
+      .catch(failed);
+  });
   return {
     relay,
     coordinator,
     serve: (socket, identity) => serveNode(coordinator, socket, subjectOf(identity)),
     async stop() {
+      unwatchWorkspaces();
+      unwatchUsers();
       coordinator.close();
       await relay.close();
       await Promise.all(writes.values());
@@ -81,7 +104,7 @@ export async function startMeshServices({
 
 const subjectOf = (identity: Identity): NodeSubject =>
   identity.kind === "agent"
-    ? { kind: "agent", agentId: identity.agentId }
+    ? { kind: "agent", agentId: identity.agentId, workspaceId: identity.workspaceId }
     : {
         kind: "user",
         userId: identity.userId,

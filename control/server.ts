@@ -45,7 +45,11 @@ export interface ControlPlaneOptions {
   upgrades?: Upgrade[];
   mounts?: Mount[];
   /** Called once the server listens; stopped first. */
-  startDaemons?: (queue: JobQueue, accessUrl: string) => Promise<{ stop(): Promise<void> }>;
+  startDaemons?: (plane: {
+    queue: JobQueue;
+    topics: Topics;
+    accessUrl: string;
+  }) => Promise<{ stop(): Promise<void> }>;
   limits?: Partial<ApiLimits>;
   maxTokenLifetimeMs?: number;
   now?: () => Date;
@@ -169,7 +173,7 @@ export async function startControlPlane(options: ControlPlaneOptions): Promise<C
   }
 
   try {
-    daemons = await options.startDaemons?.(queue, accessUrl);
+    daemons = await options.startDaemons?.({ queue, topics, accessUrl });
   } catch (error) {
     await stop(0);
     throw error;

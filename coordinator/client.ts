@@ -77,6 +77,7 @@ interface Pending {
 /** Keeps one connection to the coordinator and says hello again after each loss. */
 export class CoordinatorClient implements Coordinator {
   signingKeys: readonly PublicSigningKey[] = [];
+  agentId: string | undefined;
   onRecord: Coordinator["onRecord"];
   onRecordGone: Coordinator["onRecordGone"];
   onRevoke: Coordinator["onRevoke"];
@@ -244,6 +245,7 @@ export class CoordinatorClient implements Coordinator {
       case "welcome":
         this.#clockOffsetMs = message.serverTimeMs - performance.now();
         this.signingKeys = message.signingKeys;
+        this.agentId = message.agentId;
         this.#resumeToken = message.resumeToken;
         this.#failures = 0;
         this.#ready = true;

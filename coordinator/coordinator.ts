@@ -13,7 +13,7 @@ import type { IssuedGrant, NodeStore, StoredRecord } from "./store.ts";
 /** Who is at the other end, as the API's login found. `tokenId` names the credential, not its secret. */
 export type NodeSubject =
   | { kind: "user"; userId: string; username: string; tokenId: string; scope?: "all" | "application_connect" }
-  | { kind: "agent"; agentId: string };
+  | { kind: "agent"; agentId: string; workspaceId?: string };
 
 export type GrantDecision =
   | { allowed: true; permissions: string[] }
@@ -25,7 +25,7 @@ export interface CoordinatorDeps {
   /** May this user reach this agent now? Asked anew for every grant. */
   authorize(subject: Extract<NodeSubject, { kind: "user" }>, agentId: string): Promise<GrantDecision>;
   relayMap(): { Regions: Record<string, unknown> };
-  /** Told when an agent's presence changes, for the workspace's status. */
+  /** Told when an agent comes or goes, and with each of its heartbeats, for the workspace's status. */
   onAgentPresence?(agentId: string, connected: boolean): void;
   nowMs(): number;
   newId(): string;
@@ -51,6 +51,8 @@ export class NodeLink {
   readonly watched = new Set<string>();
   readonly connection: NodeConnection;
   nodeKey: string | undefined;
+  /** An agent whose record is out: clients can find it. */
+  published = false;
   homeRegion: number | undefined;
   /** Messages of one node are handled in the order they came. */
   tail: Promise<void> = Promise.resolve();
@@ -122,6 +124,26 @@ export class Coordinator {
     return revoked.length;
   }
 
+  /** The node answered a ping. */
+  heard(link: NodeLink): void {
+    if (link.published && link.subject.kind === "agent")
+      this.#deps.onAgentPresence?.(link.subject.agentId, true);
+  }
+
+  /** Agents connected here. */
+  agents(): Extract<NodeSubject, { kind: "agent" }>[] {
+    return [...this.#links].flatMap(({ subject }) => (subject.kind === "agent" ? [subject] : []));
+  }
+
+  /** Ends an agent's connection: it comes back as whoever its token makes it now, or not at all. */
+  async dismissAgent(agentId: string): Promise<void> {
+    for (const link of this.#links) {
+      if (link.subject.kind !== "agent" || link.subject.agentId !== agentId) continue;
+      link.connection.close("ERR_AGENT_REPLACED", "a newer build of the workspace replaced this agent");
+      await this.disconnect(link);
+    }
+  }
+
   /** Says the current relay map to everyone; call it when the map changed. */
   pushRelayMap(): void {
     const map = this.#deps.relayMap();
@@ -164,6 +186,7 @@ export class Coordinator {
       serverTimeMs: this.#deps.nowMs(),
       signingKeys: this.#deps.signer.publicKeys,
       voidGrants: await this.#deps.store.voidGrants(hello.liveGrants),
+      ...(link.subject.kind === "agent" ? { agentId: link.subject.agentId } : {}),
     });
     link.connection.send({ type: "relay-map", map: this.#deps.relayMap() });
     await this.#publish(link);
@@ -184,6 +207,7 @@ export class Coordinator {
     };
     const statement = encodeStatement("nodeRecord", record, this.#deps.signer);
     await this.#deps.store.putRecord({ connectionId: link.id, record, statement });
+    link.published = true;
     this.#deps.onAgentPresence?.(subject.agentId, true);
   }
 

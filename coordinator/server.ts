@@ -38,6 +38,7 @@ export function serveNode(coordinator: Coordinator, socket: WebSocket, subject: 
   });
   socket.on("pong", () => {
     heard = true;
+    coordinator.heard(link);
   });
   const pings = setInterval(() => {
     if (!heard) return socket.terminate();

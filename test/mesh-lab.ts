@@ -68,12 +68,14 @@ export async function meshLab(): Promise<MeshLab> {
       onRelayMap: (map) => relayClient.setMap(map as unknown as DerpMapLike),
       random: () => 0,
     });
-    const common = { privateKey, relay: relayClient, coordinator: client, verify: verifyEd25519 };
-    const made = new MeshNode(
-      subject.kind === "agent"
-        ? { ...common, role: "agent", agentId: subject.agentId }
-        : { ...common, role: "client" },
-    );
+    const role = subject.kind === "agent" ? "agent" : "client";
+    const made = new MeshNode({
+      role,
+      privateKey,
+      relay: relayClient,
+      coordinator: client,
+      verify: verifyEd25519,
+    });
     nodes.push(made);
     await client.connect();
     return made;

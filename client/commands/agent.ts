@@ -46,7 +46,7 @@ async function run(flags: AgentFlags): Promise<void> {
     url,
     token,
     logger,
-    connectMesh: (manifest) => connectAgentMesh({ url, token, agentId: manifest.agent_id, logger }),
+    connectMesh: () => connectAgentMesh({ url, token, logger }),
   });
   const stopping = new AbortController();
   for (const name of ["SIGINT", "SIGTERM", "SIGHUP"] as const)

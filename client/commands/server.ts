@@ -260,8 +260,8 @@ async function start(options: ServerOptions, cleanup: Cleanup): Promise<RunningS
           },
         },
       ],
-      startDaemons: async (queue, accessUrl) => {
-        mesh = await control.startMeshServices({ knex, accessUrl: () => accessUrl, logger });
+      startDaemons: async ({ queue, topics, accessUrl }) => {
+        mesh = await control.startMeshServices({ knex, topics, accessUrl: () => accessUrl, logger });
         if (!terraform) return { stop: async () => undefined };
         return control.startDaemons({
           queue,

@@ -18,6 +18,7 @@ class Sink extends Writable {
   rows = 30;
   override _write(chunk: Buffer, _encoding: BufferEncoding, done: (error?: Error) => void): void {
     this.chunks.push(chunk);
+    this.emit("seen");
     setImmediate(() => done()); // a little slow, so that back-pressure has work
   }
   bytes(): Buffer {
@@ -28,7 +29,12 @@ class Sink extends Writable {
   }
   sees(text: string): Promise<void> {
     return new Promise((resolve) => {
-      const look = () => (this.toString().includes(text) ? resolve() : setImmediate(look));
+      const look = () => {
+        if (!this.toString().includes(text)) return;
+        this.removeListener("seen", look);
+        resolve();
+      };
+      this.on("seen", look);
       look();
     });
   }
@@ -200,15 +206,12 @@ describe("a session from end to end", () => {
   it("a shell on a terminal: raw mode, size, resize, Ctrl-C, exit code", async () => {
     const io = local();
     const done = runInteractive(connection, { io });
-    setTimeout(() => {
-      console.log(JSON.stringify(io.stdout.toString()));
-    }, 3000);
     io.stdin.write("PS1='<\\#> '; stty size\n");
     await io.stdout.sees("30 100\r\n");
     await io.stdout.sees("<2> "); // the prompt shows its command number
     io.stdout.columns = 70;
     io.stdout.emit("resize");
-    io.stdin.write("stty size; echo sl''eeping; sleep 300\n");
+    io.stdin.write("stty size; sh -c 'echo sleep\"\"ing; exec sleep 300'\n");
     await io.stdout.sees("30 70\r\n");
     await io.stdout.sees("sleeping");
     io.stdin.write("\x03");

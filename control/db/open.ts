@@ -37,6 +37,8 @@ export async function openDatabase({
   await proveReachable(url, waitMs);
   return knexLibrary({
     client: "pg",
+    // Else an error's message holds the statement with its values, password hashes among them.
+    compileSqlOnError: false,
     connection: { connectionString: url, ...sessionSettings("coder") },
     // min 0: knex never replaces idle connections that died, it only makes new ones when asked.
     pool: { min: 0, max: poolMax, idleTimeoutMillis: IDLE_TIMEOUT_MS },

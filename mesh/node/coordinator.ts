@@ -10,6 +10,8 @@ export interface GrantedAgent {
 /** The coordinator as a node sees it. `coordinator/client.ts` implements it over a WebSocket. */
 export interface Coordinator {
   readonly signingKeys: readonly PublicSigningKey[];
+  /** Agents: which agent their token makes them, as the coordinator last said. */
+  readonly agentId: string | undefined;
   /** Unix ms by the coordinator's clock, carried forward on a monotonic one. */
   nowMs(): number;
   /** @throws a MeshError with the coordinator's code (ERR_FORBIDDEN, ERR_WORKSPACE_STOPPED, ...) or ERR_COORDINATOR_UNREACHABLE */

@@ -24,6 +24,7 @@ export class SessionLink implements StreamOwner {
   readonly peerKey: string;
   /** Agent: what the client was granted. */
   grant: Grant | undefined;
+  admittedAt = 0;
   ready = false;
   lastHeardAt: number;
   /** What the client asked for: how long to keep the session while it is silent, in ms. */
@@ -121,6 +122,7 @@ export class SessionLink implements StreamOwner {
         const verdict = this.#host.admit(this, event.hello);
         if ("refuse" in verdict) return this.session.reject(verdict.refuse, undefined, this.#host.now());
         this.grant = verdict;
+        if (!event.resume) this.admittedAt = this.#host.now();
         this.resumeWindowMs = event.hello.resumeWindowMs;
         return this.session.accept();
       }

@@ -38,7 +38,8 @@ export interface StreamPeer {
 }
 export type StreamHandler = (stream: MeshStream, peer: StreamPeer) => void;
 
-interface CommonOptions {
+export interface MeshNodeOptions {
+  role: "client" | "agent";
   /** 32 bytes; see `newIdentity`. */
   privateKey: Uint8Array;
   relay: Relay;
@@ -46,7 +47,6 @@ interface CommonOptions {
   verify: VerifySignature;
   logger?: MeshLogger;
 }
-export type MeshNodeOptions = CommonOptions & ({ role: "client" } | { role: "agent"; agentId: string });
 
 export interface DialOptions {
   /** Up to 16,384 bytes, with the stream's first packet. */
@@ -81,6 +81,8 @@ const GONE_TIMEOUT_MS = 30_000;
 const MAX_LINKS = 4096;
 /** Sessions of one peer; a client opens one and perhaps its successor. */
 const MAX_LINKS_PER_PEER = 4;
+/** How long after its admission a session may be resumed with an expired grant. */
+const MAX_UNRENEWED_MS = 12 * 3_600_000;
 const SWEEP_MS = 5_000;
 
 /** A remote node: its key, the relay region it is heard in, and the sessions held with it. */
@@ -314,12 +316,16 @@ export class MeshNode implements LinkHost {
         nowMs: options.coordinator.nowMs(),
       });
       const peer = this.#peers.get(link.peerKey);
-      if (!peer || !sameNodeKey(grant.nodeKey, peer.key) || grant.agentId !== options.agentId)
+      if (!peer || !sameNodeKey(grant.nodeKey, peer.key) || grant.agentId !== options.coordinator.agentId)
         return { refuse: "notYours" };
       this.#device.admit(peer.key);
       return grant;
     } catch (error) {
       if (!(error instanceof StatementError)) throw error;
+      // A session that goes on after a lost path needs no newer permission than it had, for a while.
+      const unrenewedMs = this.now() - link.admittedAt;
+      if (link.grant && error.code === "ERR_STATEMENT_EXPIRED" && unrenewedMs < MAX_UNRENEWED_MS)
+        return link.grant;
       options.logger?.warn({ peer: link.peerKey, code: error.code }, "refused a grant");
       return { refuse: REFUSALS[error.code] };
     }

@@ -58,6 +58,8 @@ export const CoordinatorMessage = z.discriminatedUnion("type", [
     signingKeys: z.array(PublicSigningKey).min(1).max(16),
     resumeToken: z.string().max(1024).optional(),
     voidGrants: z.array(z.uuid()).max(MAX_LIVE_GRANTS),
+    /** To agents: which agent their token makes them. A later build of the workspace may change it. */
+    agentId: z.uuid().optional(),
   }),
   z.object({ type: z.literal("relay-map"), map: RelayMap }),
   z.object({ type: z.literal("signing-keys"), signingKeys: z.array(PublicSigningKey).min(1).max(16) }),

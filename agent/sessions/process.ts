@@ -1,0 +1,188 @@
+import { type ChildProcess, spawn } from "node:child_process";
+import fs from "node:fs";
+import { constants } from "node:os";
+import type { Readable, Writable } from "node:stream";
+import type { WindowSize } from "../../mesh/wire/channel.ts";
+import { MeshError } from "../../mesh/wire/errors.ts";
+import type { PipePool } from "./pipes.ts";
+import { sealed } from "./sealed.ts";
+
+/** What waits unwritten for a process before its client is held up. */
+export const INPUT_HIGH_BYTES = 256 * 1024;
+/** How long a process that was hung up on may take to end. */
+export const KILL_AFTER_MS = 5_000;
+
+export type ExitResult = { kind: "exited"; status: number } | { kind: "signaled"; name: string };
+
+export interface StartRequest {
+  /** argv: the program's path and its arguments. */
+  argv: readonly [string, ...string[]];
+  env: Record<string, string>;
+  cwd: string;
+  /** Default KILL_AFTER_MS. */
+  killAfterMs?: number;
+}
+
+export interface ProcessEvents {
+  output(kind: "data" | "stderr", chunk: Uint8Array): void;
+  /** Input is wanted again after `write` said false. */
+  drain(): void;
+  /** Once, after the last output. */
+  exit(result: ExitResult): void;
+}
+
+/** A process of a session, with or without a terminal, as its channel sees it. */
+export interface SessionProcess {
+  readonly pid: number;
+  /** @returns false when the caller should wait for `drain`; the bytes were taken all the same */
+  write(bytes: Uint8Array): boolean;
+  endInput(): void;
+  pause(): void;
+  resume(): void;
+  resize(size: WindowSize): void;
+  /** To the whole process group. `name`: without SIG; unknown names are ignored. */
+  signal(name: string): void;
+  /** The client is gone: nobody reads or writes any more, SIGHUP, later SIGKILL. */
+  hangUp(): void;
+}
+
+export class StartError extends MeshError {
+  readonly code = "ERR_START_FAILED";
+}
+
+/** @returns whether any process of the group took it */
+export function signalGroup(pid: number, signal: NodeJS.Signals): boolean {
+  try {
+    process.kill(-pid, signal);
+    return true;
+  } catch {
+    return false; // ended meanwhile, or another user's
+  }
+}
+
+export function signalByName(name: string): NodeJS.Signals | undefined {
+  const signal = `SIG${name}`;
+  return signal in constants.signals ? (signal as NodeJS.Signals) : undefined;
+}
+
+/** @returns the name without SIG, e.g. 9 → "KILL"; real-time signals are "RT<number>" */
+export function signalName(number: number): string {
+  const found = Object.entries(constants.signals).find(([, value]) => value === number);
+  return found ? found[0].slice(3) : `RT${number}`;
+}
+
+/** Whether a process asked to outlive its terminal, as nohup does. */
+function ignoresHangup(pid: number): boolean {
+  try {
+    const mask =
+      /^SigIgn:\s*([0-9a-f]+)$/m.exec(fs.readFileSync(`/proc/${pid}/status`, "latin1"))?.[1] ?? "0";
+    return (BigInt(`0x${mask}`) & 1n) === 1n; // SIGHUP is signal 1, the lowest bit
+  } catch {
+    return false;
+  }
+}
+
+/**
+ * SIGHUP to the group, and SIGKILL when its leader neither ends nor ignores SIGHUP. The ones who ignore it are
+ * left alone, as sshd leaves them: that is what nohup is for.
+ *
+ * @returns the timer of the SIGKILL, to be cleared when the leader ends
+ */
+export function hangUpGroup(pid: number, killAfterMs = KILL_AFTER_MS): NodeJS.Timeout {
+  signalGroup(pid, "SIGHUP");
+  signalGroup(pid, "SIGCONT"); // a stopped process takes no SIGHUP
+  return setTimeout(() => {
+    if (!ignoresHangup(pid)) signalGroup(pid, "SIGKILL");
+  }, killAfterMs);
+}
+
+/** Waits until the child runs. @throws {StartError} */
+export function spawned(child: ChildProcess): Promise<number> {
+  return new Promise((resolve, reject) => {
+    child.once("spawn", () => resolve(child.pid!));
+    child.once("error", (cause) => {
+      reject(new StartError(`the workspace could not start the process: ${cause.message}`, { cause }));
+    });
+  });
+}
+
+/**
+ * Starts a process without a terminal, stderr apart, as the leader of its own process group.
+ *
+ * @throws {StartError} ERR_START_FAILED
+ */
+export async function startPlain(
+  { argv, env, cwd, killAfterMs }: StartRequest,
+  pool: PipePool,
+  events: ProcessEvents,
+): Promise<SessionProcess> {
+  const pipes = await pool.take();
+  let child: ChildProcess;
+  try {
+    const [file, ...args] = sealed(argv);
+    child = spawn(file, args, { env, cwd, detached: true, stdio: pipes?.child ?? "pipe" });
+  } finally {
+    for (const fd of pipes?.child ?? []) fs.closeSync(fd);
+  }
+  const stdin: Writable = pipes?.stdin ?? child.stdin!;
+  const outputs: { kind: "data" | "stderr"; stream: Readable }[] = [
+    { kind: "data", stream: pipes?.stdout ?? child.stdout! },
+    { kind: "stderr", stream: pipes?.stderr ?? child.stderr! },
+  ];
+  stdin.on("error", () => {}); // EPIPE: it closed its stdin, which is its right; later input is dropped
+  let running = true;
+  let killTimer: NodeJS.Timeout | undefined;
+  let open = outputs.length;
+  let result: ExitResult | undefined;
+  const settle = () => {
+    // Like OpenSSH: what the process left behind may still be writing to its output.
+    if (result && open === 0) events.exit(result);
+  };
+  child.once("exit", (status, signal) => {
+    running = false;
+    clearTimeout(killTimer);
+    result =
+      signal === null ? { kind: "exited", status: status ?? 0 } : { kind: "signaled", name: signal.slice(3) };
+    stdin.destroy();
+    settle();
+  });
+  let pid: number;
+  try {
+    pid = await spawned(child);
+  } catch (error) {
+    stdin.destroy();
+    for (const { stream } of outputs) stream.destroy();
+    throw error;
+  }
+  for (const { kind, stream } of outputs) {
+    stream.on("error", () => {}); // 'close' follows
+    stream.on("data", (chunk: Uint8Array) => events.output(kind, chunk));
+    stream.once("close", () => {
+      open--;
+      settle();
+    });
+  }
+  stdin.on("drain", () => events.drain());
+  return {
+    pid,
+    write(bytes) {
+      if (!stdin.writable) return true;
+      stdin.write(bytes);
+      return stdin.writableLength < INPUT_HIGH_BYTES;
+    },
+    endInput: () => void stdin.end(),
+    pause: () => outputs.forEach(({ stream }) => void stream.pause()),
+    resume: () => outputs.forEach(({ stream }) => void stream.resume()),
+    resize() {}, // there is no window
+    signal(name) {
+      const signal = signalByName(name);
+      if (signal) signalGroup(pid, signal);
+    },
+    hangUp() {
+      // Without its leader a group is what the session left in the background on purpose.
+      if (running) killTimer ??= hangUpGroup(pid, killAfterMs);
+      stdin.destroy();
+      for (const { stream } of outputs) stream.destroy();
+    },
+  };
+}
