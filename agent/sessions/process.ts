@@ -27,6 +27,8 @@ export interface ProcessEvents {
   output(kind: "data" | "stderr", chunk: Uint8Array): void;
   /** Input is wanted again after `write` said false. */
   drain(): void;
+  /** Once, when the process itself has ended; what it started may still hold its output. */
+  leaderExit?(result: ExitResult): void;
   /** Once, after the last output. */
   exit(result: ExitResult): void;
 }
@@ -144,6 +146,7 @@ export async function startPlain(
     result =
       signal === null ? { kind: "exited", status: status ?? 0 } : { kind: "signaled", name: signal.slice(3) };
     stdin.destroy();
+    events.leaderExit?.(result);
     settle();
   });
   let pid: number;

@@ -2,11 +2,14 @@
 import type { Command } from "commander";
 import { parseServerUrl } from "../config.ts";
 import { CliError } from "../errors.ts";
+import { VERSION } from "../version.ts";
 
 interface AgentFlags {
   agentUrl?: string;
   agentToken?: string;
   logFile?: string;
+  logDir?: string;
+  scriptDataDir?: string;
   logLevel: string;
 }
 
@@ -46,7 +49,10 @@ async function run(flags: AgentFlags): Promise<void> {
     url,
     token,
     logger,
+    dataDir: flags.scriptDataDir,
+    logDir: flags.logDir,
     connectMesh: () => connectAgentMesh({ url, token, logger }),
+    version: VERSION,
   });
   const stopping = new AbortController();
   for (const name of ["SIGINT", "SIGTERM", "SIGHUP"] as const)

@@ -93,7 +93,7 @@ start() {
   set --
   for name in $(env | sed -n 's/^\([A-Za-z_][A-Za-z0-9_]*\)=.*/\1/p'); do
     case $name in
-    HOME | CODER_AGENT_TOKEN | CODER_LOCAL_WORKSPACE) ;; # set below
+    HOME | CODER_AGENT_TOKEN | CODER_AGENT_LOG_DIR | CODER_AGENT_SCRIPT_DATA_DIR | CODER_LOCAL_WORKSPACE) ;; # set below
     PATH | USER | LOGNAME | SHELL | LANG | LANGUAGE | LC_* | TZ | TMPDIR) ;;
     *_proxy | *_PROXY | SSL_CERT_FILE | SSL_CERT_DIR | CURL_CA_BUNDLE | NODE_EXTRA_CA_CERTS) ;;
     *) set -- "$@" -u "$name" ;;
@@ -111,6 +111,8 @@ start() {
   token=${AGENT_TOKEN:?}
   (
     export CODER_AGENT_TOKEN="$token" "$marker" HOME="$dir/home"
+    # Logs and data of scripts stay in the workspace's folder too, and go with it.
+    export CODER_AGENT_LOG_DIR="$dir/logs" CODER_AGENT_SCRIPT_DATA_DIR="$dir/scripts"
     trap '' HUP
     exec "$@" /bin/sh "$dir/init.sh"
   ) >>"$log" 2>&1 </dev/null &

@@ -1,0 +1,281 @@
+import os from "node:os";
+import path from "node:path";
+import type { Duplex } from "node:stream";
+import type { AgentLifecycleState, AgentManifest } from "../control/contract/agent.ts";
+import { SESSION_SERVICE } from "../mesh/wire/channel.ts";
+import { MeshError } from "../mesh/wire/errors.ts";
+import { AgentApi, AgentApiError } from "./api.ts";
+import { LifecycleReporter } from "./lifecycle.ts";
+import { describe, type Logger } from "./logging.ts";
+import { LogQueue } from "./logs.ts";
+import { pause, retry } from "./retry.ts";
+import { binDirOf, runScripts, type ScriptDeps, type ScriptOutcome } from "./scripts.ts";
+import {
+  type Account,
+  baseEnvironment,
+  currentAccount,
+  type Environment,
+  expandedDirectory,
+  workingDirectory,
+} from "./sessions/environment.ts";
+import { PipePool } from "./sessions/pipes.ts";
+import { SessionService } from "./sessions/serve.ts";
+
+/** How long a rejected token is tried again: builds that go on after the agent's start take that long. */
+export const TOKEN_PATIENCE_MS = 60 * 60_000;
+const MIN_RETRY_MS = 250;
+const MAX_RETRY_MS = 15_000;
+/** While the build is still under way the token turns valid any moment, and the user waits for us. */
+const MAX_TOKEN_RETRY_MS = 3_000;
+/** Stop scripts without a limit of their own. */
+const STOP_SCRIPTS_MS = 5 * 60_000;
+const STARTUP_PATIENCE_MS = 30_000;
+const LAST_WORDS_MS = 3_000;
+
+/** A stream as the mesh hands it over: `metadata` is its OPEN frame's. */
+export type IncomingStream = Duplex & { readonly metadata: Uint8Array };
+
+/** The agent's place in the mesh. */
+export interface MeshConnection {
+  listen(service: string, handler: (stream: IncomingStream) => void): void;
+  close(): Promise<void> | void;
+  /** Resolves when the connection is over for good; it mends what can be mended itself. */
+  readonly closed?: Promise<unknown>;
+}
+
+export interface AgentOptions {
+  /** The control plane's address. */
+  url: string;
+  token: string;
+  logger: Logger;
+  connectMesh(manifest: AgentManifest): Promise<MeshConnection>;
+  /** Default: the process's own, without what sessions must not see. */
+  env?: NodeJS.ProcessEnv;
+  account?: Account;
+  version?: string;
+  /** Private folder for scripts' files. Default: in the temporary folder. */
+  dataDir?: string;
+  /** Where scripts' relative log paths lie. Default: the temporary folder, as in Coder. */
+  logDir?: string;
+  tokenPatienceMs?: number;
+  fetch?: typeof fetch;
+}
+
+export class AgentError extends MeshError {
+  readonly code = "ERR_TOKEN_REJECTED";
+}
+
+const START_STATES: Record<ScriptOutcome, AgentLifecycleState | undefined> = {
+  ok: "ready",
+  failed: "start_error",
+  timedOut: "start_timeout",
+  stopped: undefined,
+};
+const STOP_STATES: Record<ScriptOutcome, AgentLifecycleState> = {
+  ok: "off",
+  failed: "shutdown_error",
+  timedOut: "shutdown_timeout",
+  stopped: "shutdown_timeout",
+};
+
+/** The workspace's end of everything: reports to the control plane, runs scripts, serves sessions over the mesh. */
+export class Agent {
+  readonly #options: AgentOptions;
+  readonly #api: AgentApi;
+  readonly #logger: Logger;
+  readonly #account: Account;
+
+  constructor(options: AgentOptions) {
+    this.#options = options;
+    this.#api = new AgentApi({ url: options.url, token: options.token, fetch: options.fetch });
+    this.#logger = options.logger;
+    this.#account = options.account ?? currentAccount(options.env);
+  }
+
+  /**
+   * Runs until `signal` aborts and everything is shut down in order. A control plane that is away, or a mesh that
+   * can't be joined, is tried again for ever.
+   *
+   * @throws {AgentError} ERR_TOKEN_REJECTED when the token was refused for TOKEN_PATIENCE_MS on end
+   */
+  async run(signal: AbortSignal): Promise<void> {
+    const manifest = await this.#fetchManifest(signal);
+    if (!manifest) return;
+    this.#logger.info(
+      { agent: manifest.agent_name, workspace: manifest.workspace_name, scripts: manifest.scripts.length },
+      "agent started",
+    );
+    const workspace = this.#prepare(manifest);
+    const { lifecycle, logs, sessions, pipes } = workspace;
+    lifecycle.report("created");
+    const started = this.#start(workspace, signal);
+    await this.#serve(workspace, signal);
+    await started;
+    lifecycle.report("shutting_down");
+    const outcome = await this.#runScripts(workspace, "stop", AbortSignal.timeout(STOP_SCRIPTS_MS));
+    await sessions.close();
+    lifecycle.report(STOP_STATES[outcome]);
+    await Promise.all([lifecycle.close(LAST_WORDS_MS), logs.close(LAST_WORDS_MS)]);
+    await this.#closeMesh(workspace);
+    pipes.close();
+    this.#logger.info({}, "agent stopped");
+  }
+
+  async #fetchManifest(signal: AbortSignal): Promise<AgentManifest | undefined> {
+    const patienceMs = this.#options.tokenPatienceMs ?? TOKEN_PATIENCE_MS;
+    let rejectedSince: number | undefined;
+    let last = "";
+    return retry(() => this.#api.manifest(signal), {
+      minMs: MIN_RETRY_MS,
+      maxMs: () => (rejectedSince === undefined ? MAX_RETRY_MS : MAX_TOKEN_RETRY_MS),
+      signal,
+      onFailure: (error) => {
+        const now = performance.now();
+        const rejected = error instanceof AgentApiError && error.code === "ERR_TOKEN_REJECTED";
+        rejectedSince = rejected ? (rejectedSince ?? now) : undefined;
+        if (rejectedSince !== undefined && now - rejectedSince > patienceMs)
+          throw new AgentError(`${describe(error)}. Giving up; start the workspace to get a new agent.`);
+        // Each reason once: an hour of the same line tells nothing more.
+        if (describe(error) !== last)
+          this.#logger.warn({ reason: describe(error) }, "no manifest yet, trying again");
+        last = describe(error);
+      },
+    });
+  }
+
+  #prepare(manifest: AgentManifest): Workspace {
+    const { url, env = process.env, dataDir, logDir } = this.#options;
+    const account = this.#account;
+    const directory =
+      dataDir ?? path.join(os.tmpdir(), `coder-agent-${process.getuid?.() ?? account.username}`);
+    const environment = baseEnvironment({
+      inherited: env,
+      account,
+      manifest,
+      agentUrl: url,
+      binDir: binDirOf(directory),
+    });
+    const pipes = new PipePool();
+    const cwd = () => workingDirectory(manifest, environment, account.homeDir);
+    void pipes.warm();
+    return {
+      manifest,
+      environment,
+      pipes,
+      cwd,
+      dataDir: directory,
+      logDir: logDir ?? os.tmpdir(),
+      lifecycle: new LifecycleReporter((report) => this.#api.lifecycle(report), this.#logger),
+      logs: new LogQueue((batch) => this.#api.logs(batch), this.#logger),
+      sessions: new SessionService({ account, environment, directory: cwd, pipes, logger: this.#logger }),
+      mesh: undefined,
+    };
+  }
+
+  /** Says what runs here, then runs the start scripts; sessions don't wait for either. */
+  async #start(workspace: Workspace, signal: AbortSignal): Promise<void> {
+    const { manifest, environment, lifecycle } = workspace;
+    const body = {
+      version: this.#options.version ?? "0.0.0",
+      expanded_directory: expandedDirectory(manifest, environment, this.#account.homeDir),
+      operating_system: process.platform === "win32" ? "windows" : process.platform,
+      architecture: process.arch === "x64" ? "amd64" : process.arch,
+    };
+    // Scripts don't wait for long for a server that went away meanwhile.
+    const patience = AbortSignal.any([signal, AbortSignal.timeout(STARTUP_PATIENCE_MS)]);
+    await retry(() => this.#api.startup(body, patience), {
+      minMs: MIN_RETRY_MS,
+      maxMs: MAX_RETRY_MS,
+      signal: patience,
+      onFailure: (error) => {
+        if (error instanceof AgentApiError && !error.mayWorkLater) throw error;
+      },
+    }).catch((error: unknown) => this.#logger.warn({ reason: describe(error) }, "startup was refused"));
+    if (signal.aborted) return;
+    lifecycle.report("starting");
+    this.#explainCron(workspace);
+    const state = START_STATES[await this.#runScripts(workspace, "start", signal)];
+    if (state) lifecycle.report(state);
+  }
+
+  #explainCron({ manifest, logs }: Workspace): void {
+    for (const script of manifest.scripts.filter(({ cron }) => cron !== "")) {
+      this.#logger.warn({ script: script.display_name }, "scripts on a schedule are not run by this version");
+      logs.add(script.log_source_id, "warn", "This version does not run scripts on a schedule (cron) yet.");
+    }
+  }
+
+  #runScripts(workspace: Workspace, when: "start" | "stop", signal: AbortSignal): Promise<ScriptOutcome> {
+    const { manifest, environment, pipes, cwd, logs, dataDir, logDir } = workspace;
+    const deps: ScriptDeps = {
+      shell: this.#account.shell,
+      homeDir: this.#account.homeDir,
+      environment,
+      directory: cwd,
+      dataDir,
+      logDir,
+      pipes,
+      logger: this.#logger,
+      log: (sourceId, level, output) => logs.add(sourceId, level, output),
+      signal,
+    };
+    const scripts = manifest.scripts.filter((script) =>
+      when === "start" ? script.run_on_start : script.run_on_stop,
+    );
+    return runScripts(scripts, deps);
+  }
+
+  /** Keeps a mesh connection until `signal` aborts. */
+  async #serve(workspace: Workspace, signal: AbortSignal): Promise<void> {
+    const aborted = new Promise<void>((resolve) => {
+      if (signal.aborted) resolve();
+      signal.addEventListener("abort", () => resolve(), { once: true });
+    });
+    while (!signal.aborted) {
+      const connecting = retry(() => this.#options.connectMesh(workspace.manifest), {
+        minMs: MIN_RETRY_MS,
+        maxMs: MAX_RETRY_MS,
+        signal,
+        onFailure: (error) =>
+          this.#logger.warn({ reason: describe(error) }, "the mesh can't be joined, trying again"),
+      });
+      const mesh = await Promise.race([connecting, aborted]);
+      if (!mesh) {
+        // Aborted while connecting: what still comes of it is closed, not used.
+        void connecting.then((late) => late?.close());
+        return;
+      }
+      workspace.mesh = mesh;
+      mesh.listen(SESSION_SERVICE, (stream) => void workspace.sessions.handle(stream, stream.metadata));
+      this.#logger.info({}, "joined the mesh");
+      await Promise.race([mesh.closed ?? aborted, aborted]);
+      if (signal.aborted) return;
+      workspace.mesh = undefined;
+      this.#logger.warn({}, "left the mesh, joining again");
+      await pause(MIN_RETRY_MS, signal);
+    }
+  }
+
+  async #closeMesh({ mesh }: Workspace): Promise<void> {
+    if (!mesh) return;
+    const limit = new AbortController();
+    const closed = Promise.resolve(mesh.close()).catch((error: unknown) =>
+      this.#logger.debug({ reason: describe(error) }, "the mesh did not close cleanly"),
+    );
+    await Promise.race([closed, pause(LAST_WORDS_MS, limit.signal)]);
+    limit.abort();
+  }
+}
+
+interface Workspace {
+  manifest: AgentManifest;
+  environment: Environment;
+  pipes: PipePool;
+  cwd(): string;
+  dataDir: string;
+  logDir: string;
+  lifecycle: LifecycleReporter;
+  logs: LogQueue;
+  sessions: SessionService;
+  mesh: MeshConnection | undefined;
+}
