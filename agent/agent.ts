@@ -84,6 +84,8 @@ export class Agent {
   readonly #api: AgentApi;
   readonly #logger: Logger;
   readonly #account: Account;
+  #workspace: Workspace | undefined;
+  #signal: AbortSignal | undefined;
 
   constructor(options: AgentOptions) {
     this.#options = options;
@@ -106,6 +108,8 @@ export class Agent {
       "agent started",
     );
     const workspace = this.#prepare(manifest);
+    this.#workspace = workspace;
+    this.#signal = signal;
     const { lifecycle, logs, sessions, pipes } = workspace;
     lifecycle.report("created");
     const started = this.#start(workspace, signal);
@@ -119,6 +123,25 @@ export class Agent {
     await this.#closeMesh(workspace);
     pipes.close();
     this.#logger.info({}, "agent stopped");
+  }
+
+  /**
+   * Who the token makes this agent, as the coordinator says on every connect. A build that kept agent and token made a
+   * new one of it, which knows nothing yet of what runs here. Scripts don't run again. Never rejects.
+   */
+  async identify(agentId: string): Promise<void> {
+    const [workspace, signal] = [this.#workspace, this.#signal];
+    if (!workspace || !signal || workspace.manifest.agent_id === agentId) return;
+    try {
+      const manifest = await this.#fetchManifest(signal);
+      if (!manifest) return;
+      this.#logger.info({ agentId: manifest.agent_id }, "a newer build kept this agent");
+      workspace.manifest = manifest;
+      await this.#announce(workspace, signal);
+      workspace.lifecycle.repeat();
+    } catch (error) {
+      this.#logger.warn({ reason: describe(error) }, "could not take the place of the newer build's agent");
+    }
   }
 
   async #fetchManifest(signal: AbortSignal): Promise<AgentManifest | undefined> {
@@ -172,9 +195,8 @@ export class Agent {
     };
   }
 
-  /** Says what runs here, then runs the start scripts; sessions don't wait for either. */
-  async #start(workspace: Workspace, signal: AbortSignal): Promise<void> {
-    const { manifest, environment, lifecycle } = workspace;
+  /** Says what runs here. */
+  async #announce({ manifest, environment }: Workspace, signal: AbortSignal): Promise<void> {
     const body = {
       version: this.#options.version ?? "0.0.0",
       expanded_directory: expandedDirectory(manifest, environment, this.#account.homeDir),
@@ -191,6 +213,12 @@ export class Agent {
         if (error instanceof AgentApiError && !error.mayWorkLater) throw error;
       },
     }).catch((error: unknown) => this.#logger.warn({ reason: describe(error) }, "startup was refused"));
+  }
+
+  /** Announces this agent, then runs the start scripts; sessions don't wait for either. */
+  async #start(workspace: Workspace, signal: AbortSignal): Promise<void> {
+    const { lifecycle } = workspace;
+    await this.#announce(workspace, signal);
     if (signal.aborted) return;
     lifecycle.report("starting");
     this.#explainCron(workspace);

@@ -7,7 +7,7 @@ const MIN_RETRY_MS = 500;
 const MAX_RETRY_MS = 15_000;
 
 /** Reports the agent's states in order, each with the time it was reached, however long the server is away. An
- * agent has at most seven, so the queue needs no other bound. */
+ * agent has at most seven, and one more for each build that keeps it, so the queue needs no other bound. */
 export class LifecycleReporter {
   readonly #send: (report: AgentLifecycleReport) => Promise<void>;
   readonly #logger: Logger;
@@ -29,6 +29,15 @@ export class LifecycleReporter {
     if (state === this.#state) return;
     this.#state = state;
     this.#logger.info({ state }, "lifecycle");
+    this.#push(state, now);
+  }
+
+  /** Says the present state again, to a control plane that doesn't know it yet. */
+  repeat(now = new Date()): void {
+    if (this.#state) this.#push(this.#state, now);
+  }
+
+  #push(state: AgentLifecycleState, now: Date): void {
     this.#queue.push({ state, changed_at: now.toISOString() });
     this.#running ??= this.#run();
   }

@@ -24,7 +24,7 @@ export async function runningWorkspace(
   const { latest_build: build, name } = workspace;
   if (build.transition === "delete") throw failed(`Workspace ${name} is ${build.status}.`);
   if (build.status === "starting" || (build.status === "pending" && build.transition === "start")) {
-    await runBuild(api, workspace, { follow: build.id, transition: "start" }, options.signal);
+    await runBuild(api, workspace, { follow: build.id, transition: "start" }, { signal: options.signal });
     workspace = await findWorkspace(api, text);
   } else if (build.status !== "running") {
     if (!options.autostart)
@@ -33,9 +33,14 @@ export async function runningWorkspace(
         exitCode: EXIT.connection,
       });
     if (build.status === "stopping" || (build.status === "pending" && build.transition === "stop"))
-      await runBuild(api, workspace, { follow: build.id, transition: "stop" }, options.signal);
+      await runBuild(api, workspace, { follow: build.id, transition: "stop" }, { signal: options.signal });
     say(`Workspace ${name} is ${build.status}; starting it.`);
-    await runBuild(api, workspace, { transition: "start", reason: "ssh_connection" }, options.signal);
+    await runBuild(
+      api,
+      workspace,
+      { transition: "start", reason: "ssh_connection" },
+      { signal: options.signal },
+    );
     workspace = await findWorkspace(api, text);
   }
   return { workspace, agent: chooseAgent(workspace, parseWorkspaceName(text).agent) };

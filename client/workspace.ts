@@ -82,7 +82,7 @@ export async function runBuild(
   api: ApiClient,
   workspace: Workspace,
   request: BuildRequest,
-  signal?: AbortSignal,
+  options: { signal?: AbortSignal; write?: (line: string) => void } = {},
 ): Promise<WorkspaceBuild> {
   let id: string;
   if ("follow" in request) id = request.follow;
@@ -100,6 +100,6 @@ export async function runBuild(
     api,
     `/workspacebuilds/${id}/logs`,
     () => api.get<WorkspaceBuild>(`/workspacebuilds/${id}`),
-    { what: `The ${request.transition} build of ${workspace.name}`, write: say, signal },
+    { what: `The ${request.transition} build of ${workspace.name}`, write: say, ...options },
   );
 }

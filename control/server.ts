@@ -38,6 +38,8 @@ export interface ControlPlaneOptions {
   listenHost: string;
   /** 0: any free one. */
   listenPort: number;
+  /** No other server uses the database: jobs that were running when we start have nobody who works on them. */
+  isDatabaseOurs?: boolean;
   /** The URL people and workspaces reach us at; default: where we listen. */
   accessUrl?: string;
   version: string;
@@ -91,6 +93,7 @@ export class ServerError extends MeshError {
 export async function startControlPlane(options: ControlPlaneOptions): Promise<ControlPlane> {
   const { knex, logger, now = () => new Date() } = options;
   await migrate(knex, migrations);
+  if (options.isDatabaseOurs) await reapJobs(knex, now(), { atStart: true });
   const listener = new DatabaseListener({ url: options.databaseUrl, logger });
   const topics = new Topics(listener);
   const closeTopics = async (): Promise<void> => {

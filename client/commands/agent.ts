@@ -25,6 +25,16 @@ export function register(program: Command): void {
       process.env["CODER_AGENT_LOG_FILE"],
     )
     .option(
+      "--log-dir <dir>",
+      "where scripts' logs go; the temporary folder by default (CODER_AGENT_LOG_DIR)",
+      process.env["CODER_AGENT_LOG_DIR"],
+    )
+    .option(
+      "--script-data-dir <dir>",
+      "where scripts keep data; in the temporary folder by default (CODER_AGENT_SCRIPT_DATA_DIR)",
+      process.env["CODER_AGENT_SCRIPT_DATA_DIR"],
+    )
+    .option(
       "--log-level <level>",
       "debug, info, warn or error",
       process.env["CODER_AGENT_LOG_LEVEL"] ?? "info",
@@ -45,17 +55,18 @@ async function run(flags: AgentFlags): Promise<void> {
     import("../../agent/mesh.ts"),
   ]);
   const logger = createAgentLogger({ file: flags.logFile, level: flags.logLevel });
-  const agent = new Agent({
+  const agent: InstanceType<typeof Agent> = new Agent({
     url,
     token,
     logger,
     dataDir: flags.scriptDataDir,
     logDir: flags.logDir,
-    connectMesh: () => connectAgentMesh({ url, token, logger }),
+    connectMesh: () =>
+      connectAgentMesh({ url, token, logger, onAgentId: (agentId) => void agent.identify(agentId) }),
     version: VERSION,
   });
   const stopping = new AbortController();
-  for (const name of ["SIGINT", "SIGTERM", "SIGHUP"] as const)
+  for (const name of ["SIGINT", "SIGTERM"] as const)
     process.on(name, () => {
       logger.info({ signal: name }, "stopping");
       stopping.abort();

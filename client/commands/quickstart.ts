@@ -42,10 +42,19 @@ function dataFolder(): string {
   return path.join(process.env["XDG_DATA_HOME"] ?? path.join(homedir(), ".local/share"), "coder-quickstart");
 }
 
-/** SIGINT and SIGTERM end whatever runs; a second one ends the process at once. */
+const PARENT_CHECK_MS = 500;
+
+/**
+ * SIGINT and SIGTERM end whatever runs; a second one ends the process at once. So does the end of our parent: npm can be
+ * killed without a word to us, and what was started for a person must not outlive their command.
+ */
 class Interrupt {
   readonly controller = new AbortController();
   signal: NodeJS.Signals | undefined;
+  readonly #parent = process.ppid;
+  readonly #watch = setInterval(() => {
+    if (process.ppid !== this.#parent && !this.signal) this.#onSignal("SIGHUP");
+  }, PARENT_CHECK_MS);
   readonly #onSignal = (signal: NodeJS.Signals) => {
     if (this.signal) process.exit(EXIT.interrupted);
     this.signal = signal;
@@ -57,6 +66,7 @@ class Interrupt {
   }
 
   release(): void {
+    clearInterval(this.#watch);
     for (const name of ["SIGINT", "SIGTERM", "SIGHUP"] as const) process.off(name, this.#onSignal);
   }
 }
@@ -135,9 +145,18 @@ async function ensureWorkspace(api: ApiClient, signal: AbortSignal): Promise<voi
     throw error;
   });
   if (existing) {
-    // A run that was killed may have left it "running" with no process behind.
+    // A run that was killed left it running, with an agent that knows a server address of that run.
+    if (existing.latest_build.transition === "start") {
+      say(`==> Stopping workspace ${WORKSPACE}, which an earlier run left`);
+      await runBuild(
+        api,
+        existing,
+        { transition: "stop", reason: "cli" },
+        { signal, write: () => undefined },
+      );
+    }
     say(`==> Starting workspace ${WORKSPACE}`);
-    await runBuild(api, existing, { transition: "start", reason: "cli" }, signal);
+    await runBuild(api, existing, { transition: "start", reason: "cli" }, { signal });
     return;
   }
   say(`==> Creating workspace ${WORKSPACE}`);
@@ -145,7 +164,7 @@ async function ensureWorkspace(api: ApiClient, signal: AbortSignal): Promise<voi
     template_id: template?.id,
     name: WORKSPACE,
   });
-  await runBuild(api, workspace, { follow: workspace.latest_build.id, transition: "start" }, signal);
+  await runBuild(api, workspace, { follow: workspace.latest_build.id, transition: "start" }, { signal });
 }
 
 async function useWorkspace(
@@ -205,13 +224,19 @@ const shellQuote = (text: string): string =>
 /** Ends the workspace's processes the way the platform does it: by a stop build. */
 async function stop(api: ApiClient): Promise<void> {
   say("==> Stopping");
+  const quiet = () => undefined;
   const workspace = await findWorkspace(api, WORKSPACE).catch(() => undefined);
   if (!workspace) return;
   const { latest_build: build } = workspace;
   const unfinished = ["pending", "running"].includes(build.job.status);
   if (unfinished) {
     await api.patch(`/workspacebuilds/${build.id}/cancel`, undefined).catch(() => undefined);
-    await runBuild(api, workspace, { follow: build.id, transition: build.transition }).catch(() => undefined);
+    await runBuild(
+      api,
+      workspace,
+      { follow: build.id, transition: build.transition },
+      { write: quiet },
+    ).catch(() => undefined);
   } else if (build.transition !== "start") return;
-  await runBuild(api, workspace, { transition: "stop", reason: "cli" });
+  await runBuild(api, workspace, { transition: "stop", reason: "cli" }, { write: quiet });
 }

@@ -244,6 +244,7 @@ async function start(options: ServerOptions, cleanup: Cleanup): Promise<RunningS
     control.startControlPlane({
       knex,
       databaseUrl,
+      isDatabaseOurs: options.databaseUrl === undefined || options.databaseUrl === "",
       listenHost: options.host,
       listenPort: port,
       accessUrl: options.accessUrl,

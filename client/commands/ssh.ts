@@ -66,6 +66,7 @@ function parseEnv(pairs: readonly string[]): Record<string, string> {
 
 async function ssh(name: string, words: string[], options: SshOptions, command: Command): Promise<number> {
   const env = parseEnv(options.env);
+  const commandWords = words[0] === "--" ? words.slice(1) : words;
   const api = apiOf(command);
   // The mesh comes up while the API is asked which agent to reach: their round trips overlap.
   const mesh = startMesh(api);
@@ -76,7 +77,7 @@ async function ssh(name: string, words: string[], options: SshOptions, command: 
     const connection = await connectToAgent(mesh, { agentId: agent.id, what: `workspace ${workspace.name}` });
     await waitForStartup(api, agent, options.wait);
     return await runInteractive(connection, {
-      command: words.length > 0 ? words.join(" ") : undefined,
+      command: commandWords.length > 0 ? commandWords.join(" ") : undefined,
       tty: options.forceTty ? true : options.disableTty ? false : undefined,
       env,
     });

@@ -12,8 +12,20 @@ export const REAP_EVERY_MS = 60_000;
 /** One round's worth; the next takes the rest. */
 const BATCH = 100;
 
+export interface ReapOptions {
+  /**
+   * The database is ours alone and no daemon of ours runs yet (a start): whoever worked on a running job is gone, so
+   * nobody has to wait for its silence to be long enough.
+   */
+  atStart?: boolean;
+}
+
 /** Fails every such job and says why, in the job and in its log. Safe on several replicas at once. @returns their ids */
-export async function reapJobs(knex: Knex, now: Date): Promise<string[]> {
+export async function reapJobs(
+  knex: Knex,
+  now: Date,
+  { atStart = false }: ReapOptions = {},
+): Promise<string[]> {
   const before = (ms: number) => new Date(now.getTime() - ms);
   return knex.transaction(async (trx) => {
     const dead: JobRow[] = await trx("provisioner_jobs")
@@ -21,7 +33,9 @@ export async function reapJobs(knex: Knex, now: Date): Promise<string[]> {
       .andWhere((where) =>
         where
           .where((running) =>
-            running.whereNotNull("started_at").andWhere("updated_at", "<", before(HUNG_AFTER_MS)),
+            running
+              .whereNotNull("started_at")
+              .andWhere("updated_at", "<=", before(atStart ? 0 : HUNG_AFTER_MS)),
           )
           .orWhere((pending) =>
             pending.whereNull("started_at").andWhere("created_at", "<", before(PENDING_AFTER_MS)),
@@ -32,7 +46,7 @@ export async function reapJobs(knex: Knex, now: Date): Promise<string[]> {
       .forUpdate()
       .skipLocked();
     for (const job of dead) {
-      const { message, errorCode } = job.started_at ? hung(job) : neverTaken(job);
+      const { message, errorCode } = !job.started_at ? neverTaken(job) : atStart ? CUT_OFF : hung(job);
       await appendJobLog(
         trx,
         job.id,
@@ -63,6 +77,13 @@ export async function reapJobs(knex: Knex, now: Date): Promise<string[]> {
     return dead.map(({ id }) => id);
   });
 }
+
+const CUT_OFF = {
+  errorCode: "ERR_JOB_CUT_OFF",
+  message:
+    "The server stopped while the job ran. What it had made so far may still exist. Look at its log, then start the " +
+    "build again.",
+};
 
 const minutes = (ms: number): number => ms / 60_000;
 

@@ -268,6 +268,15 @@ describeDatabases("job queue", (database) => {
     assert.deepEqual(await queue.heartbeat(hung), { canceled: true });
   });
 
+  it("at the start of the only server, running jobs are given up at once, waiting ones are not", async () => {
+    const cutOff = await post();
+    await queue.acquire(daemon(), soon());
+    const waiting = await post();
+    assert.deepEqual(await reapJobs(knex, new Date(), { atStart: true }), [cutOff]);
+    assert.equal((await one(cutOff)).error_code, "ERR_JOB_CUT_OFF");
+    assert.equal((await one(waiting)).status, "pending");
+  });
+
   it("watchers hear of each change, and one that looks away misses none", async () => {
     const id = await post();
     await queue.acquire(daemon(), soon());
