@@ -17,7 +17,7 @@
 //     error          a request failed (`request` names it), or the connection is about to close
 //
 // History: version 1, first.
-import { z } from "zod";
+import * as z from "zod";
 import { fromUtf8 } from "./bytes.ts";
 import { WireError } from "./errors.ts";
 import { NodeKey, PublicSigningKey } from "./signed.ts";

@@ -12,7 +12,7 @@
 // kind 3  relay ticket coordinator -> node -> relay     this node may use the deployment's relays (reserved)
 //
 // History: version 1, first.
-import { z } from "zod";
+import * as z from "zod";
 import { concatBytes, equalBytes, fromBase64, fromUtf8, toHex, utf8 } from "./bytes.ts";
 import { MeshError } from "./errors.ts";
 

@@ -58,4 +58,13 @@ describe("terraform's messages", () => {
     const redact = redactor(["s3cret.+value", "line one of key\nline two of key", "short", ""]);
     assert.equal(redact("x s3cret.+value y short, line two of key"), "x [hidden] y short, [hidden]");
   });
+
+  it("reads of data and the plan an apply repeats are details, what changes is not", () => {
+    const line = (type: string, extra: object) =>
+      parseMessage(JSON.stringify({ "@level": "info", "@message": "text", type, ...extra }))!;
+    assert.equal(line("apply_start", { hook: { action: "read" } }).level, "debug");
+    assert.equal(line("apply_start", { hook: { action: "create" } }).level, "info");
+    assert.equal(line("planned_change", {}).isPlannedChange, true);
+    assert.equal(line("apply_start", {}).isPlannedChange, undefined);
+  });
 });

@@ -16,6 +16,8 @@ export interface Diagnostic {
 }
 
 export interface TerraformMessage {
+  /** One line of the plan; an apply says them all again before it starts. */
+  isPlannedChange?: boolean;
   level: LogLevel;
   /** One or more lines of text. */
   lines: string[];
@@ -53,7 +55,15 @@ export function parseMessage(line: string): TerraformMessage | undefined {
     const diagnostic = fields["diagnostic"];
     return { level, lines: formatDiagnostic(diagnostic), diagnostic };
   }
-  return { level: QUIET_TYPES.has(String(fields["type"])) ? "debug" : level, lines: toLines(text) };
+  const planned = fields["type"] === "planned_change" ? { isPlannedChange: true } : {};
+  return { level: isDetail(fields) ? "debug" : level, lines: toLines(text), ...planned };
+}
+
+/** What a person who follows a build does not need: reads of data, which take no time, and headings of nothing. */
+function isDetail(fields: Record<string, unknown>): boolean {
+  if (QUIET_TYPES.has(String(fields["type"]))) return true;
+  const hook = fields["hook"];
+  return typeof hook === "object" && hook !== null && "action" in hook && hook.action === "read";
 }
 
 /** The way Terraform prints a diagnostic on a terminal, without the box. */

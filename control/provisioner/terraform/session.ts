@@ -143,7 +143,9 @@ export class TerraformSession {
       const message = parseMessage(line);
       if (!message) return;
       if (message.diagnostic?.severity === "error") errors.push(message.diagnostic);
-      const level = stream === "stderr" && !line.startsWith("{") ? "error" : message.level;
+      const isRepeated = args[0] === "apply" && message.isPlannedChange;
+      const isBare = stream === "stderr" && !line.startsWith("{");
+      const level = isBare ? "error" : isRepeated ? "debug" : message.level;
       for (const text of message.lines) log(stage, redact(text), level, "provisioner");
     });
     this.#check(args[0]!, exit, errors);
