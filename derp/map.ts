@@ -1,5 +1,5 @@
 // The relay map: which relays exist, by region. JSON names are those deployed clients read, hence their spelling.
-import { z } from "zod";
+import * as z from "zod";
 
 export const EMBEDDED_REGION_ID = 999;
 

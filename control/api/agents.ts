@@ -1,6 +1,6 @@
 // Agents: what people see of them, and what they say themselves (workspaceagents/me).
 import type { Knex } from "knex";
-import { z } from "zod";
+import * as z from "zod";
 import { AgentLifecycleReport, AgentLogBatch, AgentManifest, AgentStartup } from "../contract/agent.ts";
 import { Uuid } from "../contract/common.ts";
 import { LogsQuery } from "../contract/jobs.ts";

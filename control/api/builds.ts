@@ -1,4 +1,4 @@
-import { z } from "zod";
+import * as z from "zod";
 import { MessageBody, Paging, Uuid } from "../contract/common.ts";
 import { LogsQuery, ProvisionerJobLogs } from "../contract/jobs.ts";
 import {

@@ -1,5 +1,5 @@
 import { createHash, randomUUID } from "node:crypto";
-import { z } from "zod";
+import * as z from "zod";
 import { Uuid } from "../contract/common.ts";
 import { TAR_CONTENT_TYPE, UploadResponse } from "../contract/templates.ts";
 import { must, mustBeAllowed } from "./access.ts";

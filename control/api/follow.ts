@@ -4,7 +4,7 @@
 import type { IncomingMessage } from "node:http";
 import type { Duplex } from "node:stream";
 import { type WebSocket, WebSocketServer } from "ws";
-import { z } from "zod";
+import * as z from "zod";
 import { LogsQuery } from "../contract/jobs.ts";
 import { isCurrentAgent } from "../db/queries/agents.ts";
 import { errorText } from "../db/queries/error-text.ts";

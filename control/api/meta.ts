@@ -1,4 +1,4 @@
-import { z } from "zod";
+import * as z from "zod";
 import { ACTIONS, OBJECT_TYPES } from "../auth/authorize.ts";
 import { MessageBody } from "../contract/common.ts";
 import {

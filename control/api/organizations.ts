@@ -1,4 +1,4 @@
-import { z } from "zod";
+import * as z from "zod";
 import { Organization } from "../contract/users.ts";
 import type { OrganizationRow } from "../db/queries/rows.ts";
 import { may, must } from "./access.ts";

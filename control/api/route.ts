@@ -3,7 +3,7 @@
 import type { IncomingMessage } from "node:http";
 import type Router from "@koa/router";
 import type { Context } from "koa";
-import { z } from "zod";
+import * as z from "zod";
 import {
   type AgentIdentity,
   authenticateAgent,

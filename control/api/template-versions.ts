@@ -1,5 +1,5 @@
 import { randomBytes, randomUUID } from "node:crypto";
-import { z } from "zod";
+import * as z from "zod";
 import { MessageBody, Paging, Uuid } from "../contract/common.ts";
 import { LogsQuery, ProvisionerJobLogs } from "../contract/jobs.ts";
 import {

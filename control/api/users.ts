@@ -1,6 +1,6 @@
 import { randomUUID } from "node:crypto";
 import type { Knex } from "knex";
-import { z } from "zod";
+import * as z from "zod";
 import { canAssignRole } from "../auth/authorize.ts";
 import { checkPassword, hashPassword, verifyPassword } from "../auth/password.ts";
 import { MessageBody } from "../contract/common.ts";

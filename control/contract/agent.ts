@@ -1,7 +1,7 @@
 // What an agent and the control plane exchange over HTTP, under /api/v2/workspaceagents/me, authenticated by
 // the agent's token in `Coder-Session-Token`. The mesh side (node keys, grants, relay map) is the
 // coordinator's WebSocket, `/api/v2/mesh/coordinate`.
-import { z } from "zod";
+import * as z from "zod";
 
 export const AGENT_LIFECYCLE_STATES = [
   "created",

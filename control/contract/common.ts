@@ -1,7 +1,7 @@
 // Pieces every part of the API shares. The schemas in this folder are the API (names and fields follow Coder's
 // API v2): the server checks input and output with them, the client and the agent take their types from them.
 // The client ignores fields it doesn't know, so adding one breaks nobody; renaming or removing one does.
-import { z } from "zod";
+import * as z from "zod";
 
 /** RFC 3339 with a zone. The server writes UTC with milliseconds. */
 export const Timestamp = z.iso.datetime({ offset: true });

@@ -1,4 +1,4 @@
-import { z } from "zod";
+import * as z from "zod";
 import { Timestamp, Uuid } from "./common.ts";
 
 export const JobStatus = z.enum(["pending", "running", "succeeded", "canceling", "canceled", "failed"]);

@@ -1,4 +1,4 @@
-import { z } from "zod";
+import * as z from "zod";
 
 /** GET buildinfo: 200, no login. `version` is strict semver with a leading v, as clients parse it. */
 export const BuildInfo = z.object({

@@ -1,4 +1,4 @@
-import { z } from "zod";
+import * as z from "zod";
 import { DisplayName, Name, Paging, TemplateVersionName, Timestamp, Uuid } from "./common.ts";
 import { ProvisionerJob } from "./jobs.ts";
 import { MinimalUser } from "./users.ts";

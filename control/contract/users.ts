@@ -1,4 +1,4 @@
-import { z } from "zod";
+import * as z from "zod";
 import { Name, Paging, Timestamp, Username, Uuid } from "./common.ts";
 
 export const LoginType = z.enum(["password", "github", "oidc", "token", "none"]);

@@ -1,4 +1,4 @@
-import { z } from "zod";
+import * as z from "zod";
 import { AgentLifecycleState } from "./agent.ts";
 import { Name, Paging, Timestamp, Uuid } from "./common.ts";
 import { LogLevel, ProvisionerJob } from "./jobs.ts";
