@@ -31,6 +31,10 @@ export interface MeshServices {
   stop(): Promise<void>;
 }
 
+/** What watchers of everything hear after the database connection was away: anything may have changed. */
+const ANY = "*";
+const ACCESS_ENDED: ReadonlySet<string> = new Set(["ERR_NOT_FOUND", "ERR_FORBIDDEN"]);
+
 /** Grants what the control plane allows; shell access means every service of the agent. */
 const ALL_SERVICES = ["*"];
 
@@ -41,20 +45,7 @@ export async function startMeshServices({
   logger,
 }: MeshServicesOptions): Promise<MeshServices> {
   const relay = new DerpServer({ logger });
-  // One writer at a time and agent: a late "connected" must not overtake its "disconnected".
-  const writes = new Map<string, Promise<void>>();
-  const record = (agentId: string, connected: boolean) => {
-    const write = connected ? setAgentConnected : setAgentDisconnected;
-    const done = (writes.get(agentId) ?? Promise.resolve())
-      .then(() => write(knex, agentId, new Date()))
-      .catch((error: Error) =>
-        logger.warn({ agentId, error: error.message }, "could not record an agent's presence"),
-      )
-      .finally(() => {
-        if (writes.get(agentId) === done) writes.delete(agentId);
-      });
-    writes.set(agentId, done);
-  };
+  const presence = presenceWriter(knex, logger);
   const coordinator = new Coordinator({
     store: new MemoryStore(),
     signer: new Signer(await loadSigningKeys(knex)),
@@ -67,7 +58,7 @@ export async function startMeshServices({
       return { allowed: true, permissions: ALL_SERVICES };
     },
     relayMap: () => embeddedRelayMap(accessUrl()),
-    onAgentPresence: record,
+    onAgentPresence: presence.record,
     nowMs: Date.now,
     newId: randomUUID,
   });
@@ -75,17 +66,21 @@ export async function startMeshServices({
   // A build that succeeded replaced its workspace's agents, also those whose process and token live on.
   const unwatchWorkspaces = topics.watch("workspace", "*", (workspaceId) => {
     for (const { agentId, workspaceId: of } of coordinator.agents()) {
-      if (of !== workspaceId) continue;
+      if (of !== workspaceId && workspaceId !== ANY) continue;
       isCurrentAgent(knex, agentId)
         .then((current) => (current ? undefined : coordinator.dismissAgent(agentId)))
         .catch(failed);
     }
   });
   const unwatchUsers = topics.watch("user", "*", (userId) => {
-    knex("users")
-      .where({ id: userId, status: "active", deleted: false })
-      .first("id")
-      .then((active: unknown) => (active ? 0 : coordinator.revoke((grant) => grant.userId === userId)))
+    const users =
+      userId === ANY
+        ? coordinator.grants().then((grants) => [...new Set(grants.map((grant) => grant.userId))])
+        : Promise.resolve([userId]);
+    users
+      .then(async (ids) => {
+        for (const id of ids) await revokeWhatEnded(knex, coordinator, id);
+      })
       .catch(failed);
   });
   return {
@@ -97,8 +92,53 @@ export async function startMeshServices({
       unwatchUsers();
       coordinator.close();
       await relay.close();
-      await Promise.all(writes.values());
+      await presence.settled();
     },
+  };
+}
+
+/** Takes back the grants of a user who was suspended or deleted, or may no longer reach an agent. */
+async function revokeWhatEnded(knex: Knex, coordinator: Coordinator, userId: string): Promise<void> {
+  const user: UserRow | undefined = await knex("users")
+    .where({ id: userId, status: "active", deleted: false })
+    .first();
+  const ended = new Set<string>();
+  for (const agentId of new Set((await coordinator.grants(userId)).map((grant) => grant.agentId))) {
+    const verdict = user && (await canConnect(knex, { userId, roles: user.roles }, agentId));
+    // A workspace that is stopped, or rebuilt, ends its agent itself.
+    if (!verdict || (!verdict.ok && ACCESS_ENDED.has(verdict.code))) ended.add(agentId);
+  }
+  if (ended.size > 0)
+    await coordinator.revoke((grant) => grant.userId === userId && ended.has(grant.agentId));
+}
+
+/**
+ * Writes down which agents are connected. One write at a time and agent, and of what came meanwhile the last counts:
+ * a late "connected" can't overtake its "disconnected", and an agent that flaps can't make us queue.
+ */
+function presenceWriter(
+  knex: Knex,
+  logger: Logger,
+): { record(agentId: string, connected: boolean): void; settled(): Promise<unknown> } {
+  const wanted = new Map<string, boolean>();
+  const writing = new Map<string, Promise<void>>();
+  const writeAll = async (agentId: string): Promise<void> => {
+    for (let is = wanted.get(agentId); is !== undefined; is = wanted.get(agentId)) {
+      wanted.delete(agentId);
+      try {
+        await (is ? setAgentConnected : setAgentDisconnected)(knex, agentId, new Date());
+      } catch (error) {
+        logger.warn({ agentId, error: errorText(error) }, "could not record an agent's presence");
+      }
+    }
+    writing.delete(agentId);
+  };
+  return {
+    record(agentId, connected) {
+      wanted.set(agentId, connected);
+      if (!writing.has(agentId)) writing.set(agentId, writeAll(agentId));
+    },
+    settled: () => Promise.all(writing.values()),
   };
 }
 

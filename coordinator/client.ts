@@ -69,6 +69,14 @@ export function backoffMs(failures: number, random: number): number {
   return Math.min(BACKOFF_MAX_MS, BACKOFF_MIN_MS * 2 ** Math.min(failures, 16)) * (0.5 + random);
 }
 
+/** Our coordinator closes with "ERR_CODE: text" as the reason; proxies and crashes with anything. */
+function saidAtClose(reason: Uint8Array): CoordinatorError | undefined {
+  const said = /^(ERR_[A-Z_]+): (.+)$/.exec(Buffer.from(reason).toString("utf8"));
+  return said
+    ? new CoordinatorError("ERR_COORDINATOR_UNREACHABLE", `the coordinator hung up: ${said[2]} (${said[1]})`)
+    : undefined;
+}
+
 interface Pending {
   resolve(message: CoordinatorMessage): void;
   reject(error: Error): void;
@@ -78,6 +86,7 @@ interface Pending {
 export class CoordinatorClient implements Coordinator {
   signingKeys: readonly PublicSigningKey[] = [];
   agentId: string | undefined;
+  onConnected: Coordinator["onConnected"];
   onRecord: Coordinator["onRecord"];
   onRecordGone: Coordinator["onRecordGone"];
   onRevoke: Coordinator["onRevoke"];
@@ -113,7 +122,8 @@ export class CoordinatorClient implements Coordinator {
 
   /** Starts connecting (and keeps reconnecting). @returns once welcomed @throws {CoordinatorError} when the first try fails for good */
   async connect(signal?: AbortSignal): Promise<void> {
-    if (!this.#socket && !this.#retry) this.#open();
+    signal?.throwIfAborted();
+    if (!this.#closed && !this.#socket && !this.#retry) this.#open();
     await this.#whenReady(signal);
   }
 
@@ -226,7 +236,10 @@ export class CoordinatorClient implements Coordinator {
       );
       this.#options.onState?.({ connected: false, error });
     };
-    socket.on("close", onLost);
+    socket.on("close", (_code, reason) => {
+      failure ??= saidAtClose(reason);
+      onLost();
+    });
     // `terminate` during the opening handshake may report only an error.
     socket.on("error", () => setImmediate(() => socket.readyState === WebSocket.CLOSED && onLost()));
   }
@@ -254,6 +267,7 @@ export class CoordinatorClient implements Coordinator {
         for (const waiter of this.#welcomed) waiter.resolve();
         this.#welcomed.clear();
         this.#options.onState?.({ connected: true });
+        this.onConnected?.();
         return;
       case "relay-map":
         this.#options.onRelayMap?.(message.map);

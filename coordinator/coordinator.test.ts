@@ -4,19 +4,21 @@ import { once } from "node:events";
 import { createServer } from "node:http";
 import type { AddressInfo } from "node:net";
 import fc from "fast-check";
-import { WebSocketServer } from "ws";
+import { WebSocket, WebSocketServer } from "ws";
 import { toBase64 } from "../mesh/wire/bytes.ts";
-import type { CoordinatorMessage } from "../mesh/wire/coordinator.ts";
+import { type CoordinatorMessage, MAX_LIVE_GRANTS } from "../mesh/wire/coordinator.ts";
 import { encodeStatement, isPermitted, openStatement, StatementError } from "../mesh/wire/signed.ts";
 import { backoffMs, CoordinatorClient, type CoordinatorError, verifyEd25519 } from "./client.ts";
 import {
   Coordinator,
   type CoordinatorDeps,
   GRANT_TTL_MS,
+  MAX_GRANTS_PER_USER,
   type NodeLink,
   type NodeSubject,
+  RECORD_TTL_MS,
 } from "./coordinator.ts";
-import { serveNode } from "./server.ts";
+import { type ServeOptions, serveNode } from "./server.ts";
 import { generateSigningKey, Signer } from "./signing.ts";
 import { MemoryStore } from "./store.ts";
 
@@ -263,6 +265,132 @@ describe("coordinator", () => {
     assert.deepEqual(back.last("welcome").voidGrants, [id]);
   });
 
+  it("an agent's record is signed anew long before it expires, and when the clock was set back", async () => {
+    let now = 1_000_000_000;
+    const d = deps({ nowMs: () => now });
+    const coordinator = new Coordinator(d);
+    const agent = new Peer(coordinator, { kind: "agent", agentId: AGENT });
+    await agent.hello(7, 999);
+    const issuedAt = async () => (await d.store.getRecord(AGENT))?.record.issuedAt;
+    const first = await issuedAt();
+    now += RECORD_TTL_MS / 2 - 1;
+    coordinator.heard(agent.link);
+    await agent.link.tail;
+    assert.equal(await issuedAt(), first);
+    now += 1;
+    coordinator.heard(agent.link);
+    await agent.link.tail;
+    assert.equal(await issuedAt(), now);
+    now -= 3_600_000;
+    coordinator.heard(agent.link);
+    await agent.link.tail;
+    assert.equal(await issuedAt(), now);
+  });
+
+  it("of two connections of one agent the older is found again when the newer ends, and never before", async () => {
+    let now = 1_000_000_000;
+    const presence: boolean[] = [];
+    const d = deps({ nowMs: () => now, onAgentPresence: (_, connected) => presence.push(connected) });
+    const coordinator = new Coordinator(d);
+    const older = new Peer(coordinator, { kind: "agent", agentId: AGENT });
+    await older.hello(7, 999);
+    const newer = new Peer(coordinator, { kind: "agent", agentId: AGENT });
+    await newer.hello(8, 999);
+    const key = async () => (await d.store.getRecord(AGENT))?.record.nodeKey;
+    now += RECORD_TTL_MS;
+    coordinator.heard(older.link);
+    await older.link.tail;
+    assert.equal(await key(), keyOf(8));
+    await coordinator.disconnect(newer.link);
+    assert.equal(await key(), keyOf(7));
+    assert.equal(presence.at(-1), true);
+  });
+
+  it("an agent that left while its record was being stored leaves none behind", async () => {
+    const store = new MemoryStore();
+    let goOn = () => {};
+    const putRecord = store.putRecord.bind(store);
+    store.putRecord = async (record) => {
+      await new Promise<void>((resolve) => {
+        goOn = resolve;
+      });
+      await putRecord(record);
+    };
+    const presence: boolean[] = [];
+    const coordinator = new Coordinator(
+      deps({ store, onAgentPresence: (_, connected) => presence.push(connected) }),
+    );
+    const agent = new Peer(coordinator, { kind: "agent", agentId: AGENT });
+    const said = agent.hello(7, 999);
+    await new Promise(setImmediate);
+    await coordinator.disconnect(agent.link);
+    goOn();
+    await said;
+    assert.equal(await store.getRecord(AGENT), undefined);
+    assert.deepEqual(presence, []);
+  });
+
+  it("a grant decided while others are revoked is decided again", async () => {
+    let coordinator: Coordinator;
+    let asked = 0;
+    coordinator = new Coordinator(
+      deps({
+        authorize: async () => {
+          if (++asked > 1) return { allowed: false, code: "ERR_FORBIDDEN", message: "suspended" };
+          await coordinator.revoke(({ userId }) => userId === USER);
+          return { allowed: true, permissions: ["*"] };
+        },
+      }),
+    );
+    const user = new Peer(coordinator, alice);
+    await user.hello(9);
+    await user.say({ type: "grant-request", request: 1, agentId: AGENT });
+    assert.equal(user.last("error").code, "ERR_FORBIDDEN");
+    assert.deepEqual(await coordinator.grants(), []);
+  });
+
+  it("revoked grants are named to the agent in messages it accepts, and again at its next hello", async () => {
+    const d = deps();
+    const coordinator = new Coordinator(d);
+    const agent = new Peer(coordinator, { kind: "agent", agentId: AGENT });
+    await agent.hello(7, 999);
+    const grant = { userId: USER, agentId: AGENT, tokenId: "token1", expiresAt: 2_000_000 };
+    for (let i = 0; i < MAX_LIVE_GRANTS + 5; i++) await d.store.putGrant({ id: randomUUID(), ...grant }, 1);
+    await d.store.putGrant({ ...grant, id: randomUUID(), agentId: randomUUID() }, 1);
+    await coordinator.revoke(() => true);
+    const named = (peer: Peer) =>
+      peer.said.flatMap((message) => {
+        if (message.type === "welcome") return [message.voidGrants.length];
+        return message.type === "revoke" ? [message.grants.length] : [];
+      });
+    assert.deepEqual(named(agent), [0, MAX_LIVE_GRANTS, 5]);
+    const back = new Peer(coordinator, { kind: "agent", agentId: AGENT });
+    await back.hello(8, 999);
+    assert.deepEqual(named(back), [MAX_LIVE_GRANTS, 5]);
+  });
+
+  it("one user can't make it forget grants: beyond a number they must wait until theirs expire", async () => {
+    let now = 1_000_000;
+    const d = deps({ nowMs: () => now });
+    const coordinator = new Coordinator(d);
+    for (let i = 0; i < MAX_GRANTS_PER_USER; i++)
+      await d.store.putGrant(
+        { id: randomUUID(), userId: USER, agentId: AGENT, tokenId: "t", expiresAt: now + 1 },
+        now,
+      );
+    const ask = async (subject: NodeSubject) => {
+      const user = new Peer(coordinator, subject);
+      await user.hello(9);
+      await user.say({ type: "grant-request", request: 1, agentId: AGENT });
+      return user.said.at(-1);
+    };
+    const refused = await ask(alice);
+    assert.equal(refused?.type === "error" && refused.code, "ERR_TOO_MANY_GRANTS");
+    assert.equal((await ask({ ...alice, userId: randomUUID() } as NodeSubject))?.type, "grant");
+    now += 1;
+    assert.equal((await ask(alice))?.type, "grant");
+  });
+
   it("closes on anything before hello, a second hello, and messages off schema; ignores unknown types", async () => {
     const coordinator = new Coordinator(deps());
     const early = new Peer(coordinator, alice);
@@ -305,13 +433,14 @@ describe("coordinator client", () => {
     coordinator: Coordinator,
     subjectOf: (token: string) => NodeSubject | undefined,
     port = 0,
+    options: ServeOptions = {},
   ) {
     const sockets = new WebSocketServer({ noServer: true });
     const server = createServer();
     server.on("upgrade", (request, socket, head) => {
       const subject = subjectOf(String(request.headers["coder-session-token"]));
       if (!subject) return socket.end("HTTP/1.1 401 Unauthorized\r\nConnection: close\r\n\r\n");
-      sockets.handleUpgrade(request, socket, head, (ws) => serveNode(coordinator, ws, subject));
+      sockets.handleUpgrade(request, socket, head, (ws) => serveNode(coordinator, ws, subject, options));
     });
     server.listen(port, "127.0.0.1");
     await once(server, "listening");
@@ -360,6 +489,66 @@ describe("coordinator client", () => {
     assert.deepEqual(states, [true, false, true]);
     await Promise.all([agent.close(), user.close()]);
     await second.stop();
+  });
+
+  it("a node that floods is read at a pace it can't exceed", async () => {
+    let published = 0;
+    const coordinator = new Coordinator(deps({ onAgentPresence: () => published++ }));
+    const server = await listen(coordinator, (token) => subjects[token]);
+    const socket = new WebSocket(`ws://127.0.0.1:${server.port}/`, {
+      headers: { "Coder-Session-Token": "agent" },
+    });
+    await once(socket, "open");
+    socket.send(JSON.stringify({ type: "hello", version: 1, nodeKey: keyOf(7), homeRegion: 1 }));
+    for (let batch = 0; batch < 20; batch++) {
+      for (let i = 0; i < 100; i++) socket.send(JSON.stringify({ type: "home", homeRegion: 2 + (i % 2) }));
+      await new Promise((resolve) => setTimeout(resolve, 5));
+    }
+    // 128 at once; beyond it what one read brought is still handled, and then nothing is read for a while.
+    assert.ok(published > 0 && published < 500, `${published} of 2000 messages handled`);
+    socket.terminate();
+    await server.stop();
+  });
+
+  it("a node is sent away when the coordinator's clock was set, and comes back with the new time", async () => {
+    let setMs = 0;
+    const coordinator = new Coordinator(deps({ nowMs: () => Date.now() + setMs }));
+    const options = { pingIntervalMs: 20, wallClockMs: () => Date.now() + setMs };
+    const server = await listen(coordinator, (token) => subjects[token], 0, options);
+    const errors: string[] = [];
+    let connects = 0;
+    const user = new CoordinatorClient({
+      url: `http://127.0.0.1:${server.port}/`,
+      token: "user",
+      nodeKey: keyOf(9),
+      random: () => 0,
+      onState: ({ connected, error }) => {
+        if (connected) connects++;
+        else errors.push(String(error?.message));
+      },
+    });
+    await user.connect();
+    setMs = -3_600_000;
+    while (connects < 2) await new Promise((resolve) => setImmediate(resolve));
+    assert.match(errors[0], /clock was set/);
+    assert.ok(Math.abs(user.nowMs() - (Date.now() + setMs)) < 5_000);
+    await user.close();
+    await server.stop();
+  });
+
+  it("once closed it connects to nothing", async () => {
+    const coordinator = new Coordinator(deps());
+    const server = await listen(coordinator, (token) => subjects[token]);
+    const user = new CoordinatorClient({
+      url: `http://127.0.0.1:${server.port}/`,
+      token: "user",
+      nodeKey: keyOf(9),
+    });
+    await user.close();
+    await assert.rejects(user.requestGrant(AGENT), { code: "ERR_COORDINATOR_UNREACHABLE" });
+    await new Promise(setImmediate);
+    assert.equal(coordinator.connections, 0);
+    await server.stop();
   });
 
   it("a refused token fails the waiting call at once and says what to do", async () => {

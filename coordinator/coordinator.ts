@@ -3,6 +3,7 @@ import {
   COORDINATOR_VERSION,
   type CoordinatorMessage,
   decodeNodeMessage,
+  MAX_LIVE_GRANTS,
   type NodeMessage,
 } from "../mesh/wire/coordinator.ts";
 import { WireError } from "../mesh/wire/errors.ts";
@@ -41,6 +42,12 @@ export interface NodeConnection {
 export const RECORD_TTL_MS = 24 * 3_600_000;
 /** Covers a cold command and a reconnect; a live session renews (section 1 of the mesh design). */
 export const GRANT_TTL_MS = 3_600_000;
+/** A connected agent's record is signed anew when it is this old: connections may live for months. */
+const RECORD_RENEW_MS = RECORD_TTL_MS / 2;
+/** Unexpired grants of one user: what one may make us remember, and agents too once they are revoked. */
+export const MAX_GRANTS_PER_USER = 16_384;
+/** A grant decided while grants were revoked is decided again, this often at most. */
+const MAX_DECISIONS = 4;
 /** A client that watches more agents than this is broken or hostile. */
 const MAX_WATCHED_AGENTS = 1024;
 
@@ -53,6 +60,7 @@ export class NodeLink {
   nodeKey: string | undefined;
   /** An agent whose record is out: clients can find it. */
   published = false;
+  publishedAtMs = 0;
   homeRegion: number | undefined;
   /** Messages of one node are handled in the order they came. */
   tail: Promise<void> = Promise.resolve();
@@ -70,6 +78,8 @@ export class Coordinator {
   readonly #deps: CoordinatorDeps;
   readonly #links = new Set<NodeLink>();
   readonly #unwatch: () => void;
+  /** Counts revocations: a decision made before one may be void after it. */
+  #revocations = 0;
 
   constructor(deps: CoordinatorDeps) {
     this.#deps = deps;
@@ -108,26 +118,53 @@ export class Coordinator {
     if (!this.#links.delete(link)) return;
     const { subject } = link;
     if (subject.kind !== "agent") return;
-    if (await this.#deps.store.removeRecord(subject.agentId, link.id))
-      this.#deps.onAgentPresence?.(subject.agentId, false);
+    if (await this.#deps.store.removeRecord(subject.agentId, link.id)) await this.#left(subject.agentId);
+  }
+
+  /** The record of an agent is gone: another connection of it, silenced by a newer one, is found again. */
+  async #left(agentId: string): Promise<void> {
+    const other = [...this.#links].findLast(
+      ({ subject, published }) => published && subject.kind === "agent" && subject.agentId === agentId,
+    );
+    if (other) await this.#publish(other);
+    else this.#deps.onAgentPresence?.(agentId, false);
   }
 
   /** Voids matching grants and tells the agents that hold them at once. @returns how many */
   async revoke(matches: (grant: IssuedGrant) => boolean): Promise<number> {
+    this.#revocations++;
     const revoked = await this.#deps.store.revokeGrants(matches, this.#deps.nowMs());
     const byAgent = new Map<string, string[]>();
     for (const { id, agentId } of revoked) byAgent.set(agentId, [...(byAgent.get(agentId) ?? []), id]);
     for (const link of this.#links) {
       const grants = link.subject.kind === "agent" ? byAgent.get(link.subject.agentId) : undefined;
-      if (grants) link.connection.send({ type: "revoke", grants });
+      if (grants) sendVoid(link.connection, grants);
     }
     return revoked.length;
   }
 
   /** The node answered a ping. */
   heard(link: NodeLink): void {
-    if (link.published && link.subject.kind === "agent")
-      this.#deps.onAgentPresence?.(link.subject.agentId, true);
+    if (!link.published || link.subject.kind !== "agent") return;
+    this.#deps.onAgentPresence?.(link.subject.agentId, true);
+    const ageMs = this.#deps.nowMs() - link.publishedAtMs;
+    // Below zero the clock was set back: a record from the future is believed by nobody.
+    if (ageMs >= 0 && ageMs < RECORD_RENEW_MS) return;
+    // Should the store fail, the next answer to a ping tries again.
+    link.tail = link.tail.then(() => this.#republish(link)).catch(() => undefined);
+  }
+
+  async #republish(link: NodeLink): Promise<void> {
+    const { subject } = link;
+    if (subject.kind !== "agent" || !this.#links.has(link)) return;
+    const stored = await this.#deps.store.getRecord(subject.agentId);
+    // A newer connection of the agent owns the record now.
+    if (stored === undefined || stored.connectionId === link.id) await this.#publish(link);
+  }
+
+  /** Unexpired grants, of one user or all: whoever gave them may look whether they still should be. */
+  grants(userId?: string): Promise<IssuedGrant[]> {
+    return this.#deps.store.listGrants(this.#deps.nowMs(), userId);
   }
 
   /** Agents connected here. */
@@ -163,6 +200,7 @@ export class Coordinator {
       throw new WireError("ERR_UNEXPECTED_FRAME", `${message.type} before hello`);
     switch (message.type) {
       case "home":
+        if (link.homeRegion === message.homeRegion) return;
         link.homeRegion = message.homeRegion;
         return this.#publish(link);
       case "grant-request":
@@ -180,14 +218,18 @@ export class Coordinator {
     if (link.nodeKey !== undefined) throw new WireError("ERR_UNEXPECTED_FRAME", "second hello");
     link.nodeKey = hello.nodeKey;
     link.homeRegion = hello.homeRegion;
+    const { subject } = link;
+    const agentId = subject.kind === "agent" ? subject.agentId : undefined;
+    const voidGrants = await this.#deps.store.voidGrants(hello.liveGrants, agentId);
     link.connection.send({
       type: "welcome",
       version: Math.min(hello.version, COORDINATOR_VERSION),
       serverTimeMs: this.#deps.nowMs(),
       signingKeys: this.#deps.signer.publicKeys,
-      voidGrants: await this.#deps.store.voidGrants(hello.liveGrants),
-      ...(link.subject.kind === "agent" ? { agentId: link.subject.agentId } : {}),
+      voidGrants: voidGrants.slice(0, MAX_LIVE_GRANTS),
+      ...(agentId === undefined ? {} : { agentId }),
     });
+    sendVoid(link.connection, voidGrants.slice(MAX_LIVE_GRANTS));
     link.connection.send({ type: "relay-map", map: this.#deps.relayMap() });
     await this.#publish(link);
   }
@@ -207,7 +249,13 @@ export class Coordinator {
     };
     const statement = encodeStatement("nodeRecord", record, this.#deps.signer);
     await this.#deps.store.putRecord({ connectionId: link.id, record, statement });
+    if (!this.#links.has(link)) {
+      // It left meanwhile, and its goodbye found nothing to remove.
+      await this.#deps.store.removeRecord(subject.agentId, link.id);
+      return;
+    }
     link.published = true;
+    link.publishedAtMs = issuedAt;
     this.#deps.onAgentPresence?.(subject.agentId, true);
   }
 
@@ -219,8 +267,21 @@ export class Coordinator {
       return refuse("ERR_FORBIDDEN", "only users reach agents; an agent may not ask for a grant");
     if (link.watched.size >= MAX_WATCHED_AGENTS && !link.watched.has(agentId))
       return refuse("ERR_TOO_MANY_AGENTS", `this connection already reaches ${MAX_WATCHED_AGENTS} agents`);
-    const decision = await this.#deps.authorize(subject, agentId);
-    if (!decision.allowed) return refuse(decision.code, decision.message);
+    const { store } = this.#deps;
+    if ((await store.countGrants(subject.userId, this.#deps.nowMs())) >= MAX_GRANTS_PER_USER)
+      return refuse(
+        "ERR_TOO_MANY_GRANTS",
+        "too many sessions were opened in the last hour; wait some minutes",
+      );
+    let decision: GrantDecision;
+    let decidedAt: number;
+    let decisions = 0;
+    do {
+      if (++decisions > MAX_DECISIONS) return refuse("ERR_BUSY", "permissions are changing; try again");
+      decidedAt = this.#revocations;
+      decision = await this.#deps.authorize(subject, agentId);
+      if (!decision.allowed) return refuse(decision.code, decision.message);
+    } while (decidedAt !== this.#revocations);
 
     const issuedAt = this.#deps.nowMs();
     const grant = {
@@ -234,9 +295,9 @@ export class Coordinator {
       expiresAt: issuedAt + GRANT_TTL_MS,
     };
     const { id, userId, expiresAt } = grant;
-    await this.#deps.store.putGrant({ id, userId, agentId, tokenId: subject.tokenId, expiresAt }, issuedAt);
+    await store.putGrant({ id, userId, agentId, tokenId: subject.tokenId, expiresAt }, issuedAt);
     link.watched.add(agentId);
-    const stored = await this.#deps.store.getRecord(agentId);
+    const stored = await store.getRecord(agentId);
     connection.send({
       type: "grant",
       request,
@@ -255,4 +316,10 @@ export class Coordinator {
       );
     }
   }
+}
+
+/** Names grants that are void, in messages of a size nodes accept. */
+function sendVoid(connection: NodeConnection, ids: readonly string[]): void {
+  for (let at = 0; at < ids.length; at += MAX_LIVE_GRANTS)
+    connection.send({ type: "revoke", grants: ids.slice(at, at + MAX_LIVE_GRANTS) });
 }

@@ -28,8 +28,12 @@ export interface NodeStore {
   putGrant(grant: IssuedGrant, nowMs: number): Promise<void>;
   /** Voids every unexpired grant that matches. @returns the grants now void */
   revokeGrants(matches: (grant: IssuedGrant) => boolean, nowMs: number): Promise<IssuedGrant[]>;
-  /** Those of `ids` that were revoked. */
-  voidGrants(ids: readonly string[]): Promise<string[]>;
+  /** Unexpired grants, revoked ones left out; of one user, or all. */
+  listGrants(nowMs: number, userId?: string): Promise<IssuedGrant[]>;
+  /** How many unexpired grants a user was given, revoked ones left out. */
+  countGrants(userId: string, nowMs: number): Promise<number>;
+  /** Those of `ids` that were revoked, and, with `agentId`, all others of that agent that have not expired. */
+  voidGrants(ids: readonly string[], agentId?: string): Promise<string[]>;
   watch(listener: (agentId: string, record: StoredRecord | undefined) => void): () => void;
 }
 
@@ -39,7 +43,8 @@ const MAX_GRANTS = 200_000;
 export class MemoryStore implements NodeStore {
   readonly #records = new Map<string, StoredRecord>();
   readonly #grants = new Map<string, IssuedGrant>();
-  readonly #void = new Map<string, number>();
+  readonly #grantsOfUser = new Map<string, number>();
+  readonly #void = new Map<string, { agentId: string; expiresAt: number }>();
   readonly #listeners = new Set<(agentId: string, record: StoredRecord | undefined) => void>();
 
   async putRecord(stored: StoredRecord): Promise<void> {
@@ -60,33 +65,58 @@ export class MemoryStore implements NodeStore {
 
   async putGrant(grant: IssuedGrant, nowMs: number): Promise<void> {
     this.#grants.set(grant.id, grant);
-    // Insertion order is close to expiry order, so looking at the front is enough to forget the expired.
-    for (const [id, { expiresAt }] of this.#grants) {
-      if (expiresAt > nowMs && this.#grants.size <= MAX_GRANTS) break;
-      this.#grants.delete(id);
-    }
-    for (const [id, expiresAt] of this.#void) {
-      if (expiresAt > nowMs) break;
-      this.#void.delete(id);
-    }
+    this.#grantsOfUser.set(grant.userId, (this.#grantsOfUser.get(grant.userId) ?? 0) + 1);
+    this.#prune(nowMs);
+  }
+
+  async listGrants(nowMs: number, userId?: string): Promise<IssuedGrant[]> {
+    this.#prune(nowMs);
+    const all = [...this.#grants.values()];
+    return userId === undefined ? all : all.filter((grant) => grant.userId === userId);
+  }
+
+  async countGrants(userId: string, nowMs: number): Promise<number> {
+    this.#prune(nowMs);
+    return this.#grantsOfUser.get(userId) ?? 0;
   }
 
   async revokeGrants(matches: (grant: IssuedGrant) => boolean, nowMs: number): Promise<IssuedGrant[]> {
     const revoked = [...this.#grants.values()].filter((grant) => grant.expiresAt > nowMs && matches(grant));
-    for (const { id, expiresAt } of revoked) {
-      this.#grants.delete(id);
-      this.#void.set(id, expiresAt);
+    for (const grant of revoked) {
+      this.#forget(grant);
+      this.#void.set(grant.id, { agentId: grant.agentId, expiresAt: grant.expiresAt });
     }
     return revoked;
   }
 
-  async voidGrants(ids: readonly string[]): Promise<string[]> {
-    return ids.filter((id) => this.#void.has(id));
+  async voidGrants(ids: readonly string[], agentId?: string): Promise<string[]> {
+    const found = new Set(ids.filter((id) => this.#void.has(id)));
+    if (agentId !== undefined) for (const [id, of] of this.#void) if (of.agentId === agentId) found.add(id);
+    return [...found];
   }
 
   watch(listener: (agentId: string, record: StoredRecord | undefined) => void): () => void {
     this.#listeners.add(listener);
     return () => this.#listeners.delete(listener);
+  }
+
+  /** Insertion order is close to expiry order, so looking at the front is enough to forget the expired. */
+  #prune(nowMs: number): void {
+    for (const grant of this.#grants.values()) {
+      if (grant.expiresAt > nowMs && this.#grants.size <= MAX_GRANTS) break;
+      this.#forget(grant);
+    }
+    for (const [id, { expiresAt }] of this.#void) {
+      if (expiresAt > nowMs) break;
+      this.#void.delete(id);
+    }
+  }
+
+  #forget({ id, userId }: IssuedGrant): void {
+    this.#grants.delete(id);
+    const left = (this.#grantsOfUser.get(userId) ?? 1) - 1;
+    if (left > 0) this.#grantsOfUser.set(userId, left);
+    else this.#grantsOfUser.delete(userId);
   }
 
   #tell(agentId: string, record: StoredRecord | undefined): void {

@@ -1,115 +1,135 @@
 // A relay, a coordinator and nodes on loopback, for tests of the mesh without a control plane.
 import { randomUUID } from "node:crypto";
 import { once } from "node:events";
-import { createServer } from "node:http";
+import { createServer, type Server } from "node:http";
 import type { AddressInfo, Socket } from "node:net";
 import { WebSocketServer } from "ws";
-import { CoordinatorClient, verifyEd25519 } from "../coordinator/client.ts";
 import { Coordinator, type GrantDecision, type NodeSubject } from "../coordinator/coordinator.ts";
 import { serveNode } from "../coordinator/server.ts";
 import { generateSigningKey, Signer } from "../coordinator/signing.ts";
 import { MemoryStore } from "../coordinator/store.ts";
-import { RelayClient } from "../derp/client/regions.ts";
 import { embeddedRelayMap } from "../derp/map.ts";
 import { DerpServer } from "../derp/server/server.ts";
-import { MeshNode, newIdentity } from "../mesh/node/node.ts";
-import type { DerpMapLike } from "../mesh/node/relay.ts";
+import type { MeshNode } from "../mesh/node/node.ts";
+import { toBase64 } from "../mesh/wire/bytes.ts";
+import { type LabNode, labNode } from "./mesh-lab-node.ts";
 
 export interface MeshLab {
   url: string;
   coordinator: Coordinator;
   relay: DerpServer;
+  /** Node keys the relay turns away. */
+  unwanted: Set<string>;
+  signer: Signer;
   /** What the next grant request is answered with. */
   decision: GrantDecision;
   /** Resolves once clients can find it. */
-  agent(agentId?: string): Promise<{ node: MeshNode; agentId: string }>;
+  agent(agentId?: string): Promise<LabNode & { agentId: string }>;
   client(): Promise<MeshNode>;
-  /** Resets every relay connection, as a restarted or lost relay does. */
+  /** A client with its parts. */
+  clientParts(): Promise<LabNode>;
+  /** Resets every relay connection, as a lost relay does. */
   cutRelay(): void;
+  /** Resets every connection to the coordinator. */
+  cutCoordinator(): void;
+  /** The server dies without a word; another one, that knows nothing, takes its port `downMs` later. */
+  restart(downMs: number): Promise<void>;
   close(): Promise<void>;
 }
 
 export async function meshLab(): Promise<MeshLab> {
-  const relay = new DerpServer();
-  let url = "";
-  const decision: GrantDecision = { allowed: true, permissions: ["*"] };
-  const coordinator = new Coordinator({
-    store: new MemoryStore(),
-    signer: new Signer([generateSigningKey()]),
-    authorize: async () => lab.decision,
-    relayMap: () => embeddedRelayMap(url),
-    nowMs: Date.now,
-    newId: randomUUID,
-  });
+  const signer = new Signer([generateSigningKey()]);
+  const makeCoordinator = () =>
+    new Coordinator({
+      store: new MemoryStore(),
+      signer,
+      authorize: async () => lab.decision,
+      relayMap: () => embeddedRelayMap(lab.url),
+      nowMs: Date.now,
+      newId: randomUUID,
+    });
   const sockets = new WebSocketServer({ noServer: true });
-  const server = createServer();
+  const connections = new Set<Socket>();
   const relaySockets = new Set<Socket>();
-  server.on("upgrade", (request, socket, head) => {
-    if (request.url === "/derp") {
-      relaySockets.add(socket as Socket);
-      socket.on("close", () => relaySockets.delete(socket as Socket));
-      return relay.handleUpgrade(request, socket, head);
-    }
-    const subject = JSON.parse(String(request.headers["coder-session-token"])) as NodeSubject;
-    sockets.handleUpgrade(request, socket, head, (ws) => serveNode(coordinator, ws, subject));
-  });
-  server.listen(0, "127.0.0.1");
-  await once(server, "listening");
-  url = `http://127.0.0.1:${(server.address() as AddressInfo).port}`;
+  let server: Server;
+
+  async function listen(port: number): Promise<number> {
+    server = createServer();
+    server.on("connection", (socket) => {
+      connections.add(socket);
+      socket.on("close", () => connections.delete(socket));
+    });
+    server.on("upgrade", (request, socket, head) => {
+      if (request.url === "/derp") {
+        relaySockets.add(socket as Socket);
+        socket.on("close", () => relaySockets.delete(socket as Socket));
+        return lab.relay.handleUpgrade(request, socket, head);
+      }
+      const subject = JSON.parse(String(request.headers["coder-session-token"])) as NodeSubject;
+      sockets.handleUpgrade(request, socket, head, (ws) => serveNode(lab.coordinator, ws, subject));
+    });
+    server.listen(port, "127.0.0.1");
+    await once(server, "listening");
+    return (server.address() as AddressInfo).port;
+  }
 
   const nodes: MeshNode[] = [];
-  async function node(subject: NodeSubject): Promise<MeshNode> {
-    const { privateKey, nodeKey } = newIdentity();
-    const relayClient = new RelayClient({ privateKey, accessUrl: url, random: () => 0 });
-    const client = new CoordinatorClient({
-      url: `${url}/coordinate`,
-      token: JSON.stringify(subject),
-      nodeKey,
-      onRelayMap: (map) => relayClient.setMap(map as unknown as DerpMapLike),
-      random: () => 0,
-    });
-    const role = subject.kind === "agent" ? "agent" : "client";
-    const made = new MeshNode({
-      role,
-      privateKey,
-      relay: relayClient,
-      coordinator: client,
-      verify: verifyEd25519,
-    });
-    nodes.push(made);
-    await client.connect();
+  async function join(subject: NodeSubject): Promise<LabNode> {
+    const made = await labNode(lab.url, subject);
+    nodes.push(made.node);
     return made;
   }
 
+  const makeRelay = () => new DerpServer({ admit: ({ key }) => !lab.unwanted.has(toBase64(key)) });
   const lab: MeshLab = {
-    url,
-    coordinator,
-    relay,
-    decision,
+    url: "",
+    coordinator: makeCoordinator(),
+    relay: makeRelay(),
+    unwanted: new Set(),
+    signer,
+    decision: { allowed: true, permissions: ["*"] },
     async agent(agentId = randomUUID()) {
       const stored = new Promise<void>((resolve) => {
-        const unwatch = coordinator.store.watch((id, record) => {
+        const unwatch = lab.coordinator.store.watch((id, record) => {
           if (id !== agentId || !record) return;
           unwatch();
           resolve();
         });
       });
-      const made = await node({ kind: "agent", agentId });
+      const made = await join({ kind: "agent", agentId });
       await stored;
-      return { node: made, agentId };
+      return { ...made, agentId };
     },
-    client: () => node({ kind: "user", userId: randomUUID(), username: "alice", tokenId: "token" }),
+    client: async () => (await lab.clientParts()).node,
+    clientParts: () => join({ kind: "user", userId: randomUUID(), username: "alice", tokenId: "token" }),
     cutRelay() {
       for (const socket of relaySockets) socket.resetAndDestroy();
     },
+    cutCoordinator() {
+      for (const socket of connections) if (!relaySockets.has(socket)) socket.resetAndDestroy();
+    },
+    async restart(downMs) {
+      const { port } = server.address() as AddressInfo;
+      const closed = once(server, "close");
+      server.close();
+      for (const socket of connections) socket.resetAndDestroy();
+      await closed;
+      lab.coordinator.close();
+      await lab.relay.close();
+      lab.coordinator = makeCoordinator();
+      lab.relay = makeRelay();
+      await new Promise((resolve) => setTimeout(resolve, downMs));
+      await listen(port);
+    },
     async close() {
       await Promise.all(nodes.map((one) => one.close()));
-      coordinator.close();
-      await relay.close();
+      lab.coordinator.close();
+      await lab.relay.close();
       for (const socket of sockets.clients) socket.terminate();
       server.closeAllConnections();
       server.close();
     },
   };
+  lab.url = `http://127.0.0.1:${await listen(0)}`;
   return lab;
 }

@@ -4,7 +4,14 @@ import { once } from "node:events";
 import type { Duplex } from "node:stream";
 import { Readable } from "node:stream";
 import { pipeline } from "node:stream/promises";
-import type { MeshNode, MeshNodeError, MeshStream } from "../mesh/node/node.ts";
+import { RelayClient } from "../derp/client/regions.ts";
+import { embeddedRelayMap } from "../derp/map.ts";
+import { nodeCrypto } from "../mesh/node/crypto.ts";
+import { type MeshNode, type MeshNodeError, type MeshStream, newIdentity } from "../mesh/node/node.ts";
+import { fromBase64, toBase64 } from "../mesh/wire/bytes.ts";
+import { encodeClosePacket, peekTag } from "../mesh/wire/session.ts";
+import { encodeStatement } from "../mesh/wire/signed.ts";
+import { WireGuardDevice } from "../mesh/wireguard/device.ts";
 import { type MeshLab, meshLab } from "./mesh-lab.ts";
 
 const sha256 = (bytes: Uint8Array): string => createHash("sha256").update(bytes).digest("hex");
@@ -18,6 +25,9 @@ async function collect(stream: Duplex): Promise<Buffer> {
 function* pieces(bytes: Buffer, size = 64 * 1024): Generator<Buffer> {
   for (let i = 0; i < bytes.length; i += size) yield bytes.subarray(i, i + size);
 }
+
+/** An agent that is not there, unless a test brings it. */
+const NOBODY = "3c0a3f34-5d1e-4d4c-9d39-2f8f6e0c7a11";
 
 const echo = (stream: MeshStream): void => {
   stream.on("error", () => undefined);
@@ -198,5 +208,224 @@ describe("mesh over a relay", () => {
     const [error] = (await failed) as [MeshNodeError];
     assert.equal(error.code, "ERR_STREAM_RESET");
     assert.ok((await client.ping(agentId)).rttMs > 0);
+  });
+
+  it("what was written before close() arrives, to the last byte", async () => {
+    const received = new Promise<Buffer>((resolve) =>
+      agent.listen("sink", (stream) => void collect(stream.end()).then(resolve)),
+    );
+    const sent = randomBytes(3 << 20);
+    const stream = await client.dial(agentId, "sink");
+    stream.end(sent);
+    await client.close();
+    assert.equal(sha256(await received), sha256(sent));
+  });
+
+  it("close() ends a dial that waits for its agent, and is the same call twice", async () => {
+    const waits = new Promise<void>((resolve) => {
+      void assert
+        .rejects(client.dial(NOBODY, "echo", { onWait: () => resolve() }), { code: "ERR_NODE_CLOSED" })
+        .then(() => (wasRejected = true));
+    });
+    let wasRejected = false;
+    await waits;
+    assert.equal(client.close(), client.close());
+    await client.close();
+    assert.equal(wasRejected, true);
+    await assert.rejects(client.dial(agentId, "echo"), { code: "ERR_NODE_CLOSED" });
+  });
+
+  it("one caller's signal ends its own wait, not another's for the same agent", async () => {
+    const hurried = new AbortController();
+    const [first, second] = [
+      client.dial(NOBODY, "echo", { signal: hurried.signal }),
+      client.dial(NOBODY, "echo"),
+    ];
+    hurried.abort(new Error("enough"));
+    await assert.rejects(first, /enough/);
+    (await lab.agent(NOBODY)).node.listen("echo", echo);
+    const stream = await second;
+    stream.end("x");
+    assert.equal((await collect(stream)).toString(), "x");
+  });
+
+  it("a connect given up before the agent answered leaves no rejection behind", async () => {
+    const unhandled: unknown[] = [];
+    const note = (reason: unknown) => unhandled.push(reason);
+    process.on("unhandledRejection", note);
+    const enough = new AbortController();
+    const connected = client.connect(agentId, { signal: enough.signal });
+    while ((await lab.coordinator.grants()).length === 0) await new Promise(setImmediate);
+    enough.abort(new Error("enough"));
+    await assert.rejects(connected, /enough/);
+    await agent.close();
+    await client.close();
+    await new Promise(setImmediate);
+    process.off("unhandledRejection", note);
+    assert.deepEqual(unhandled, []);
+  });
+
+  it("a ping of an agent that is not there ends in time", async () => {
+    await assert.rejects(client.ping(NOBODY, 50), { code: "ERR_TIMEOUT" });
+  });
+
+  it("an agent whose relay can't be reached fails every dial, not the first one alone", async () => {
+    const issuedAt = Date.now();
+    const record = {
+      agentId: NOBODY,
+      nodeKey: newIdentity().nodeKey,
+      homeRegion: 7,
+      issuedAt,
+      expiresAt: issuedAt + 60_000,
+    };
+    const statement = encodeStatement("nodeRecord", record, lab.signer);
+    await lab.coordinator.store.putRecord({ connectionId: "x", record, statement });
+    for (let i = 0; i < 2; i++)
+      await assert.rejects(client.dial(NOBODY, "echo"), { code: "ERR_RELAY_NO_REGION" });
+  });
+
+  it("a dial that waits survives the loss of the coordinator", async () => {
+    const waits: string[] = [];
+    const dialled = client.dial(NOBODY, "echo", { onWait: (what) => waits.push(what) });
+    while (waits.length === 0) await new Promise(setImmediate);
+    lab.cutCoordinator();
+    (await lab.agent(NOBODY)).node.listen("echo", echo);
+    const stream = await dialled;
+    stream.end("x");
+    assert.equal((await collect(stream)).toString(), "x");
+  });
+
+  it("after the coordinator was away, a session has a new grant and hears of a restarted agent", async () => {
+    const grants: string[] = [];
+    agent.listen("who", (stream, { grant }) => {
+      grants.push(grant.id);
+      stream.end();
+    });
+    const who = async () => collect((await client.dial(agentId, "who")).end());
+    await who();
+    const asked = lab.coordinator.grants();
+    assert.equal((await asked).length, 1);
+    lab.cutCoordinator();
+    while ((await lab.coordinator.grants()).length < 2) await new Promise(setImmediate);
+    while (grants.at(-1) === grants[0]) await who();
+    const held = await client.dial(agentId, "echo");
+    const failed = once(held, "error");
+    await lab.agent(agentId);
+    assert.match(((await failed) as [MeshNodeError])[0].message, /restarted/);
+  });
+
+  for (const away of [false, true])
+    it(`a revoked grant opens nothing any more${away ? ", also one revoked while the agent was away" : ""}`, async () => {
+      const { node, coordinator } = await lab.clientParts();
+      const kept = await coordinator.requestGrant(agentId);
+      coordinator.requestGrant = async () => kept;
+      if (away) {
+        lab.cutCoordinator();
+        while (lab.coordinator.agents().length > 0) await new Promise(setImmediate);
+      }
+      await lab.coordinator.revoke(() => true);
+      while (lab.coordinator.agents().length === 0) await new Promise(setImmediate);
+      await assert.rejects(node.connect(agentId), { code: "ERR_SESSION_CLOSED", message: /revoked/ });
+    });
+
+  it("a server that dies and comes back on its port costs a running stream nothing", async () => {
+    const sent = randomBytes(6 << 20);
+    const stream = await client.dial(agentId, "echo");
+    const received = collect(stream);
+    let restarted: Promise<void> | undefined;
+    async function* withRestart(): AsyncGenerator<Buffer> {
+      for (const piece of pieces(sent)) {
+        yield piece;
+        restarted ??= lab.restart(100);
+      }
+    }
+    await pipeline(withRestart(), stream);
+    assert.equal(sha256(await received), sha256(sent));
+    await restarted;
+  });
+
+  it("an agent that lost its relay alone is heard again as soon as it is back", async () => {
+    const parts = await lab.agent(NOBODY);
+    parts.node.listen("echo", echo);
+    const stream = await client.dial(NOBODY, "echo");
+    stream.write("a");
+    await once(stream, "data");
+    await client.ping(NOBODY); // now the agent knows that all it said arrived: it has no reason of its own to speak
+    const key = parts.node.nodeKey;
+    lab.unwanted.add(key);
+    lab.relay.disconnect(fromBase64(key));
+    stream.write("b");
+    const { onState } = parts.relay;
+    const isBack = new Promise<number>((resolve) => {
+      parts.relay.onState = (state) => {
+        onState?.(state);
+        if (state.connected && !lab.unwanted.has(key)) resolve(performance.now());
+      };
+    });
+    setTimeout(() => lab.unwanted.delete(key), 1_000);
+    assert.equal(String((await once(stream, "data"))[0]), "b");
+    const stallMs = performance.now() - (await isBack);
+    assert.ok(stallMs < 120, `${stallMs.toFixed(0)} ms after the agent was back`);
+  });
+
+  it("a node that slept makes new keys, and its streams go on", async () => {
+    const stream = await client.dial(agentId, "echo");
+    for (const byte of ["a", "b", "c"]) {
+      stream.write(byte);
+      assert.equal(String((await once(stream, "data"))[0]), byte);
+      // Initiations closer than 20 ms to each other are ignored, and nobody sleeps that short.
+      for (const at = performance.now(); performance.now() - at < 25; ) await new Promise(setImmediate);
+      client.resumed();
+    }
+  });
+
+  it("a service that throws costs its caller the stream, nobody the session", async () => {
+    agent.listen("broken", () => {
+      throw new Error("bug");
+    });
+    await assert.rejects(collect(await client.dial(agentId, "broken")), { code: "ERR_STREAM_RESET" });
+    assert.ok((await client.ping(agentId)).rttMs > 0);
+  });
+
+  it("a packet of an unknown session is answered with CLOSE, a CLOSE with nothing", async () => {
+    const { privateKey } = newIdentity();
+    const relay = new RelayClient({ privateKey, map: embeddedRelayMap(lab.url), accessUrl: lab.url });
+    const device = new WireGuardDevice({
+      privateKey,
+      crypto: nodeCrypto,
+      randomBytes: (n) => randomBytes(n),
+    });
+    const agentKey = fromBase64(agent.nodeKey);
+    const answers: Uint8Array[] = [];
+    const perform = () => {
+      for (const output of device.takeOutputs()) {
+        if (output.kind === "send") relay.send(agentKey, 999, output.message);
+        if (output.kind === "packet") answers.push(output.packet);
+      }
+    };
+    const ask = async (packet: Uint8Array): Promise<void> => {
+      const message = device.seal(agentKey, packet, performance.now());
+      assert.ok(message);
+      relay.send(agentKey, 999, message);
+    };
+    const established = new Promise<void>((resolve) => {
+      relay.onPacket = ({ data, src }) => {
+        device.receive(data, { key: toBase64(src) }, performance.now(), Date.now());
+        perform();
+        if (device.hasSession(agentKey, performance.now())) resolve();
+      };
+    });
+    await relay.connect(999);
+    device.initiate(agentKey, performance.now(), Date.now());
+    perform();
+    await established;
+    const stray = (tag: number) => Uint8Array.of(0, 0, 0, tag, 5, 1);
+    await ask(encodeClosePacket(1, 0, "over"));
+    await ask(stray(2));
+    while (answers.length === 0) await new Promise(setImmediate);
+    await ask(stray(3));
+    while (answers.length < 2) await new Promise(setImmediate);
+    assert.deepEqual(answers.map(peekTag), [2, 3]);
+    await relay.close();
   });
 });

@@ -1,14 +1,14 @@
 import type { SessionEvent } from "../session/events.ts";
 import { Session, type SessionOptions } from "../session/session.ts";
-import { CLOSE_CODES, type CloseName, closeText, type Hello } from "../wire/session.ts";
+import { CLOSE_CODES, type CloseName, closeText, SIGNAL } from "../wire/session.ts";
 import type { Grant } from "../wire/signed.ts";
 import { MeshNodeError, MeshStream, type StreamOwner } from "./stream.ts";
 
 export interface LinkHost {
   /** Something may be waiting to be sent on this link. */
   schedule(link: SessionLink): void;
-  /** Agent: checks the grant. @returns the grant, or why not */
-  admit(link: SessionLink, hello: Hello): Grant | { refuse: CloseName };
+  /** Agent: checks a grant. @returns the grant that holds from now on, or why not */
+  admit(link: SessionLink, grant: Uint8Array): Grant | { refuse: CloseName };
   /** The peer opened a stream. */
   onStream(link: SessionLink, stream: MeshStream): void;
   /** The session is over; `error` is undefined when it was ended in order by us. */
@@ -24,8 +24,11 @@ export class SessionLink implements StreamOwner {
   readonly peerKey: string;
   /** Agent: what the client was granted. */
   grant: Grant | undefined;
-  admittedAt = 0;
+  /** When that grant was accepted. */
+  renewedAt = 0;
   ready = false;
+  /** We are about to close it: whoever is first, the end is no error. */
+  isEnding = false;
   lastHeardAt: number;
   /** What the client asked for: how long to keep the session while it is silent, in ms. */
   resumeWindowMs = 0;
@@ -44,8 +47,12 @@ export class SessionLink implements StreamOwner {
     this.session = new Session(options);
   }
 
-  get streamCount(): number {
-    return this.#streams.size;
+  /** Something written or ended is not known to have arrived. */
+  get hasUndelivered(): boolean {
+    if (this.session.isClosed) return false;
+    for (const { writableLength, writableEnded, writableFinished } of this.#streams.values())
+      if (writableLength > 0 || (writableEnded && !writableFinished)) return true;
+    return this.session.hasUndelivered;
   }
 
   receive(packet: Uint8Array, lane: number): void {
@@ -89,6 +96,13 @@ export class SessionLink implements StreamOwner {
     });
   }
 
+  /** Client: a newer permission, for the agent now and for whenever the session is resumed. */
+  renew(grant: Uint8Array): void {
+    this.session.setGrant(grant);
+    if (this.ready) this.session.sendSignal(SIGNAL.grantRenewal, grant);
+    this.#host.schedule(this);
+  }
+
   /** Resolves once both sides said HELLO. */
   whenReady(): Promise<void> {
     if (this.ready) return Promise.resolve();
@@ -118,14 +132,13 @@ export class SessionLink implements StreamOwner {
   #handle(event: SessionEvent): void {
     switch (event.kind) {
       case "hello": {
-        if (this.session.role !== "agent") return;
-        const verdict = this.#host.admit(this, event.hello);
-        if ("refuse" in verdict) return this.session.reject(verdict.refuse, undefined, this.#host.now());
-        this.grant = verdict;
-        if (!event.resume) this.admittedAt = this.#host.now();
+        if (this.session.role !== "agent" || !this.#admit(event.hello.grant)) return;
         this.resumeWindowMs = event.hello.resumeWindowMs;
         return this.session.accept();
       }
+      case "signal":
+        if (this.session.role === "agent" && event.type === SIGNAL.grantRenewal) this.#admit(event.body);
+        return;
       case "ready":
         this.ready = true;
         for (const waiter of this.#readyWaiters) waiter.resolve();
@@ -142,7 +155,7 @@ export class SessionLink implements StreamOwner {
       case "reset":
         return this.#streams
           .get(event.stream)
-          ?.onFailed(
+          ?.onReset(
             new MeshNodeError("ERR_STREAM_RESET", `the other side gave the stream up (code ${event.code})`),
           );
       case "stop":
@@ -156,14 +169,26 @@ export class SessionLink implements StreamOwner {
       case "closed":
         return this.#onClosed(event.code, event.reason || closeText(event.code), event.byPeer);
       default:
-        // Resumed, datagrams, signals and probes belong to parts that are not there yet; their frames are ignored.
+        // Resumed, datagrams and probes belong to parts that are not there yet; their frames are ignored.
         return;
     }
   }
 
+  /** @returns false when the grant was refused: the session is closed then */
+  #admit(statement: Uint8Array): boolean {
+    const verdict = this.#host.admit(this, statement);
+    if ("refuse" in verdict) {
+      this.session.reject(verdict.refuse, undefined, this.#host.now());
+      return false;
+    }
+    if (verdict !== this.grant) this.renewedAt = this.#host.now();
+    this.grant = verdict;
+    return true;
+  }
+
   #onClosed(code: number, reason: string, byPeer: boolean): void {
     const error = new MeshNodeError("ERR_SESSION_CLOSED", reason, { closeCode: code });
-    const isOurs = !byPeer && code === CLOSE_CODES.normal.code;
+    const isOurs = this.isEnding || (!byPeer && code === CLOSE_CODES.normal.code);
     for (const stream of this.#streams.values()) stream.onFailed(isOurs ? undefined : error);
     this.#streams.clear();
     for (const ping of [...this.#pings.values()]) ping.reject(error);

@@ -2,27 +2,25 @@ import { randomBytes } from "node:crypto";
 import { fromBase64, toBase64 } from "../wire/bytes.ts";
 import {
   CLOSE_CODES,
+  CLOSE_NUMBER,
   type CloseName,
   encodeClosePacket,
   MAX_PACKET_BYTES,
   peekHello,
   peekTag,
+  readHeader,
 } from "../wire/session.ts";
-import {
-  type Grant,
-  isPermitted,
-  openStatement,
-  StatementError,
-  type StatementErrorCode,
-  sameNodeKey,
-  type VerifySignature,
-} from "../wire/signed.ts";
+import { type Grant, isPermitted, type VerifySignature } from "../wire/signed.ts";
+import { ByteReader } from "../wire/varint.ts";
 import { WireGuardDevice } from "../wireguard/device.ts";
+import { Admission, isUnrenewed } from "./admission.ts";
 import type { Coordinator } from "./coordinator.ts";
 import { nodeCrypto } from "./crypto.ts";
+import { Dialer, type DialerHost, type Place } from "./dialer.ts";
 import { type LinkHost, SessionLink } from "./link.ts";
 import type { Relay } from "./relay.ts";
 import { MeshNodeError, type MeshStream, STREAM_CODES } from "./stream.ts";
+import { withDeadline } from "./wait.ts";
 
 export { MeshNodeError, MeshStream } from "./stream.ts";
 
@@ -46,6 +44,8 @@ export interface MeshNodeOptions {
   coordinator: Coordinator;
   verify: VerifySignature;
   logger?: MeshLogger;
+  /** Unix ms; Date.now by default. */
+  wallClockMs?: () => number;
 }
 
 export interface DialOptions {
@@ -75,15 +75,19 @@ const MAX_RESUME_WINDOW_MS = 24 * 3_600_000;
 const KEEPALIVE_MS = 20_000;
 /** Time for the first answer of an agent that should be there. */
 const ANSWER_TIMEOUT_MS = 30_000;
-/** An agent whose record is gone may be reconnecting; after this it is given up. */
-const GONE_TIMEOUT_MS = 30_000;
+const NO_ANSWER = `the agent did not answer within ${ANSWER_TIMEOUT_MS / 1000} s`;
+const PING_TIMEOUT_MS = 5_000;
 /** Sessions a node keeps; each holds at most its windows. */
 const MAX_LINKS = 4096;
 /** Sessions of one peer; a client opens one and perhaps its successor. */
 const MAX_LINKS_PER_PEER = 4;
-/** How long after its admission a session may be resumed with an expired grant. */
-const MAX_UNRENEWED_MS = 12 * 3_600_000;
-const SWEEP_MS = 5_000;
+const SWEEP_MS = 2_000;
+/** The wall clock ran on by this much more than the monotonic one: the machine slept. */
+const SLEPT_MS = 2_000;
+/** A relay that does not have the peer is tried again after this, then more slowly, then for long-gone peers. */
+const ABSENT_RETRY_MS = [250, 500, ...Array<number>(60).fill(1_000), 5_000];
+/** How long close() waits for what was written to arrive. */
+const DELIVER_MS = 2_000;
 
 /** A remote node: its key, the relay region it is heard in, and the sessions held with it. */
 interface Peer {
@@ -93,42 +97,22 @@ interface Peer {
   /** Number of the lane over the relay, new after each loss of its connection; undefined while there is none. */
   lane: number | undefined;
   links: Map<number, SessionLink>;
+  /** How often in a row the relay did not have the peer, and when it is tried again. */
+  absences: number;
+  retry: NodeJS.Timeout | undefined;
 }
-
-/** Where an agent was said to be. */
-interface Place {
-  nodeKey: string;
-  region: number;
-}
-
-/** An agent as a client knows it. */
-interface Target {
-  agentId: string;
-  link: SessionLink | undefined;
-  opening: Promise<SessionLink> | undefined;
-  goneAt: number | undefined;
-  records: Set<(place: Place) => void>;
-}
-
-/** Why a grant was refused, as the session's CLOSE says it. */
-const REFUSALS: Record<StatementErrorCode, CloseName> = {
-  ERR_STATEMENT_MALFORMED: "protocolViolation",
-  ERR_STATEMENT_UNKNOWN_KEY: "notYours",
-  ERR_STATEMENT_SIGNATURE: "notYours",
-  ERR_STATEMENT_EXPIRED: "grantExpired",
-  ERR_STATEMENT_NOT_YET_VALID: "clockSkewed",
-};
 
 /**
  * A node of the mesh: dials services of agents, or lets clients open its own. Owns the WireGuard device and the
  * sessions; the relay and the coordinator are given and closed with it.
  */
-export class MeshNode implements LinkHost {
+export class MeshNode implements LinkHost, DialerHost {
   readonly nodeKey: string;
   readonly #options: MeshNodeOptions;
   readonly #device: WireGuardDevice;
   readonly #peers = new Map<string, Peer>();
-  readonly #targets = new Map<string, Target>();
+  readonly #dialer: Dialer;
+  readonly #admission: Admission;
   readonly #services = new Map<string, StreamHandler>();
   readonly #dirty = new Set<SessionLink>();
   readonly #sweeper: NodeJS.Timeout;
@@ -137,6 +121,10 @@ export class MeshNode implements LinkHost {
   #scheduled = false;
   #deviceTimer: NodeJS.Timeout | undefined;
   #deviceTimerAt = Number.POSITIVE_INFINITY;
+  /** Wall clock minus monotonic clock. */
+  #clockOffsetMs: number;
+  #closing: Promise<void> | undefined;
+  #onDelivered: (() => void) | undefined;
   #closed = false;
 
   constructor(options: MeshNodeOptions) {
@@ -149,22 +137,20 @@ export class MeshNode implements LinkHost {
     });
     this.nodeKey = toBase64(this.#device.publicKey);
     const { relay, coordinator } = options;
+    this.#dialer = new Dialer(this, coordinator);
+    this.#admission = new Admission(coordinator, options.verify);
+    this.#clockOffsetMs = this.#wallClockMs() - this.now();
     relay.onPacket = ({ src, region, data }) => {
-      this.#device.receive(data, { key: `${region} ${toBase64(src)}` }, this.now(), Date.now());
+      if (this.#closed) return;
+      this.#device.receive(data, { key: `${region} ${toBase64(src)}` }, this.now(), this.#wallClockMs());
       this.#performDevice();
     };
     relay.onState = ({ region, connected }) => this.#onRelay(region, connected);
     relay.onDrain = (region) => this.#scheduleRegion(region);
-    relay.onPeerGone = (peer, region, reason) =>
-      this.#options.logger?.debug(
-        { peer: toBase64(peer), region, reason },
-        "the relay does not have the peer",
-      );
-    coordinator.onRecord = ({ agentId, nodeKey, homeRegion }) => this.#onRecord(agentId, nodeKey, homeRegion);
-    coordinator.onRecordGone = (agentId) => {
-      const target = this.#targets.get(agentId);
-      if (target) target.goneAt = this.now();
-    };
+    relay.onPeerGone = (peer, region) => this.#onAbsent(peer, region);
+    coordinator.onConnected = () => this.#dialer.onConnected();
+    coordinator.onRecord = (record) => this.#dialer.onRecord(record);
+    coordinator.onRecordGone = (agentId) => this.#dialer.onRecordGone(agentId);
     coordinator.onRevoke = (ids) => this.#revoke(new Set(ids));
     coordinator.liveGrants = () => this.#links().flatMap(({ grant }) => (grant ? [grant.id] : []));
     this.#sweeper = setInterval(() => this.#sweep(), SWEEP_MS);
@@ -173,6 +159,10 @@ export class MeshNode implements LinkHost {
 
   now(): number {
     return performance.now();
+  }
+
+  #wallClockMs(): number {
+    return (this.#options.wallClockMs ?? Date.now)();
   }
 
   /** Lets granted clients open `service`; one handler per service. */
@@ -187,33 +177,67 @@ export class MeshNode implements LinkHost {
    * @throws the coordinator's refusal; {MeshNodeError} ERR_PEER_UNREACHABLE, ERR_NODE_CLOSED
    */
   async dial(agentId: string, service: string, options: DialOptions = {}): Promise<MeshStream> {
-    const link = await this.#connect(agentId, options);
+    const link = await this.#dialer.connect(agentId, options);
     return link.open(service, options.metadata ?? new Uint8Array());
   }
 
-  /** Resolves once the agent has accepted the session. */
+  /** Resolves once the agent has accepted the session. @throws as dial; {MeshNodeError} ERR_PEER_UNREACHABLE */
   async connect(agentId: string, options: DialOptions = {}): Promise<PathInfo> {
-    const link = await this.#connect(agentId, options);
-    await this.#withDeadline(link.whenReady(), options.signal, () => {
-      link.close("idle", "no answer");
-      return new MeshNodeError(
-        "ERR_PEER_UNREACHABLE",
-        `the agent did not answer within ${ANSWER_TIMEOUT_MS / 1000} s`,
-      );
+    const link = await this.#dialer.connect(agentId, options);
+    await withDeadline(link.whenReady(), {
+      ms: ANSWER_TIMEOUT_MS,
+      signal: options.signal,
+      onTimeout: () => {
+        link.close("idle", NO_ANSWER);
+        return new MeshNodeError("ERR_PEER_UNREACHABLE", NO_ANSWER);
+      },
     });
     return this.#pathOf(link);
   }
 
-  /** Round trip to an agent through its session, in ms. */
-  async ping(agentId: string, timeoutMs?: number): Promise<{ rttMs: number; path: PathInfo }> {
-    const link = await this.#connect(agentId, {});
-    const rttMs = await link.ping(timeoutMs);
-    return { rttMs, path: this.#pathOf(link) };
+  /**
+   * Round trip to an agent through its session, in ms; opens one if there is none.
+   *
+   * @throws {MeshNodeError} ERR_TIMEOUT when all of it took longer than `timeoutMs`; else as dial
+   */
+  async ping(agentId: string, timeoutMs = PING_TIMEOUT_MS): Promise<{ rttMs: number; path: PathInfo }> {
+    const giveUp = new AbortController();
+    try {
+      const link = await withDeadline(this.#dialer.connect(agentId, { signal: giveUp.signal }), {
+        ms: timeoutMs,
+        onTimeout: () => new MeshNodeError("ERR_TIMEOUT", `no session with the agent within ${timeoutMs} ms`),
+      });
+      const rttMs = await link.ping(timeoutMs);
+      return { rttMs, path: this.#pathOf(link) };
+    } finally {
+      giveUp.abort();
+    }
   }
 
-  /** Ends all sessions, tells the peers, and closes relay and coordinator. */
-  async close(): Promise<void> {
-    if (this.#closed) return;
+  /**
+   * The machine slept: keys and timers are older than they look. Called by the node itself when the clocks show it;
+   * whoever hears of it earlier may say so.
+   */
+  resumed(): void {
+    this.#options.logger?.debug({}, "the machine slept");
+    this.#device.resumed(this.now(), this.#wallClockMs());
+    this.#performDevice();
+  }
+
+  /**
+   * Lets what was written arrive (2 s at most), ends all sessions, tells the peers, and closes relay and coordinator.
+   * Dials that wait fail with ERR_NODE_CLOSED.
+   */
+  close(): Promise<void> {
+    this.#closing ??= this.#end();
+    return this.#closing;
+  }
+
+  async #end(): Promise<void> {
+    this.#dialer.close(new MeshNodeError("ERR_NODE_CLOSED", "the node is closed"));
+    for (const link of this.#links()) link.isEnding = true;
+    const coordinatorClosed = this.#options.coordinator.close();
+    await this.#delivered();
     const reason = this.#options.role === "agent" ? "shutdown" : "normal";
     for (const link of this.#links()) {
       link.close(reason);
@@ -223,37 +247,32 @@ export class MeshNode implements LinkHost {
     this.#closed = true;
     clearInterval(this.#sweeper);
     clearTimeout(this.#deviceTimer);
+    for (const peer of this.#peers.values()) clearTimeout(peer.retry);
     for (const link of this.#links()) clearTimeout(link.timer);
-    await Promise.all([this.#options.relay.close(), this.#options.coordinator.close()]);
+    await Promise.all([this.#options.relay.close(), coordinatorClosed]);
   }
 
-  // --- clients: reaching an agent ---
-
-  async #connect(agentId: string, options: DialOptions): Promise<SessionLink> {
-    if (this.#closed) throw new MeshNodeError("ERR_NODE_CLOSED", "the node is closed");
-    let target = this.#targets.get(agentId);
-    if (!target) {
-      target = { agentId, link: undefined, opening: undefined, goneAt: undefined, records: new Set() };
-      this.#targets.set(agentId, target);
-    }
-    if (target.link && !target.link.session.isClosed) return target.link;
-    target.opening ??= this.#open(target, options).finally(() => {
-      target.opening = undefined;
+  /** Resolves when nothing that has a way to go is under way any more, or it took too long. */
+  #delivered(): Promise<void> {
+    return new Promise((resolve) => {
+      const timer = setTimeout(resolve, DELIVER_MS);
+      this.#onDelivered = () => {
+        const isBusy = [...this.#peers.values()].some(
+          ({ lane, links }) => lane !== undefined && [...links.values()].some((link) => link.hasUndelivered),
+        );
+        if (isBusy) return;
+        clearTimeout(timer);
+        resolve();
+      };
+      this.#onDelivered();
     });
-    return await target.opening;
   }
 
-  async #open(target: Target, options: DialOptions): Promise<SessionLink> {
-    const { coordinator, relay } = this.#options;
-    const { grant, record } = await coordinator.requestGrant(target.agentId, options.signal);
-    const homeRegion = record?.homeRegion;
-    let place: Place | undefined;
-    if (record && homeRegion !== undefined) place = { nodeKey: record.nodeKey, region: homeRegion };
-    if (!place) options.onWait?.("agent");
-    place ??= await this.#nextRecord(target, options.signal);
-    const { region } = place;
-    target.goneAt = undefined;
-    const peer = this.#peer(fromBase64(place.nodeKey), region);
+  // --- clients: reaching an agent (DialerHost) ---
+
+  start(place: Place, grant: Uint8Array): SessionLink {
+    const peer = this.#peer(fromBase64(place.nodeKey), place.region);
+    if (peer.region !== place.region) this.#move(peer, place.region);
     const link = new SessionLink(this, peer.name, {
       role: "client",
       now: this.now(),
@@ -263,72 +282,42 @@ export class MeshNode implements LinkHost {
       keepaliveMs: KEEPALIVE_MS,
     });
     peer.links.set(link.session.tag as number, link);
-    target.link = link;
-    // The handshake can leave at once where the relay is connected; elsewhere onState brings the lane.
-    await relay.connect(region);
-    this.#addLane(peer);
-    if (!this.#device.hasSession(peer.key, this.now()))
-      this.#device.initiate(peer.key, this.now(), Date.now());
-    this.#performDevice();
     return link;
   }
 
-  #nextRecord(target: Target, signal?: AbortSignal): Promise<Place> {
-    return new Promise((resolve, reject) => {
-      const abort = () => {
-        target.records.delete(arrived);
-        reject(signal?.reason);
-      };
-      const arrived = (place: Place) => {
-        signal?.removeEventListener("abort", abort);
-        target.records.delete(arrived);
-        resolve(place);
-      };
-      if (signal?.aborted) return reject(signal.reason);
-      signal?.addEventListener("abort", abort, { once: true });
-      target.records.add(arrived);
-    });
+  async reach(link: SessionLink): Promise<void> {
+    const region = this.#peers.get(link.peerKey)?.region;
+    if (region === undefined) return;
+    // The handshake can leave at once where the relay is connected; elsewhere onState brings the lane.
+    await this.#options.relay.connect(region);
+    const peer = this.#peers.get(link.peerKey);
+    if (!peer) return;
+    this.#addLane(peer);
+    this.#performDevice();
   }
 
-  #onRecord(agentId: string, nodeKey: string, region: number | undefined): void {
-    const target = this.#targets.get(agentId);
-    if (!target || region === undefined) return;
-    target.goneAt = undefined;
-    for (const arrived of [...target.records]) arrived({ nodeKey, region });
-    const { link } = target;
-    if (!link) return;
-    if (link.peerKey !== nodeKey)
-      // A new process has a new key and none of our state.
-      return link.close("unknownSession", "the agent was restarted; connect again");
-    const peer = this.#peers.get(nodeKey);
+  moved(link: SessionLink, region: number): void {
+    const peer = this.#peers.get(link.peerKey);
     if (peer && peer.region !== region) this.#move(peer, region);
+  }
+
+  debug(fields: object, message: string): void {
+    this.#options.logger?.debug(fields, message);
   }
 
   // --- agents: letting clients in ---
 
-  admit(link: SessionLink, hello: { grant: Uint8Array }): Grant | { refuse: CloseName } {
-    const options = this.#options;
-    if (options.role !== "agent") return { refuse: "notYours" };
-    try {
-      const grant = openStatement("grant", hello.grant, {
-        keys: options.coordinator.signingKeys,
-        verify: options.verify,
-        nowMs: options.coordinator.nowMs(),
-      });
-      const peer = this.#peers.get(link.peerKey);
-      if (!peer || !sameNodeKey(grant.nodeKey, peer.key) || grant.agentId !== options.coordinator.agentId)
-        return { refuse: "notYours" };
-      this.#device.admit(peer.key);
-      return grant;
-    } catch (error) {
-      if (!(error instanceof StatementError)) throw error;
-      // A session that goes on after a lost path needs no newer permission than it had, for a while.
-      const unrenewedMs = this.now() - link.admittedAt;
-      if (link.grant && error.code === "ERR_STATEMENT_EXPIRED" && unrenewedMs < MAX_UNRENEWED_MS)
-        return link.grant;
-      options.logger?.warn({ peer: link.peerKey, code: error.code }, "refused a grant");
-      return { refuse: REFUSALS[error.code] };
-    }
+  admit(link: SessionLink, statement: Uint8Array): Grant | { refuse: CloseName } {
+    const peer = this.#peers.get(link.peerKey);
+    if (this.#options.role !== "agent" || !peer) return { refuse: "notYours" };
+    const verdict = this.#admission.judge(statement, peer.key, link, this.now());
+    if ("refuse" in verdict)
+      this.#options.logger?.warn(
+        { peer: link.peerKey, reason: verdict.refuse, code: verdict.code },
+        "refused a grant",
+      );
+    else this.#device.admit(peer.key);
+    return verdict;
   }
 
   onStream(link: SessionLink, stream: MeshStream): void {
@@ -344,10 +333,17 @@ export class MeshNode implements LinkHost {
       stream.onFailed(new MeshNodeError("ERR_STREAM_RESET", why));
       return;
     }
-    handler(stream, { nodeKey: link.peerKey, grant: link.grant });
+    try {
+      handler(stream, { nodeKey: link.peerKey, grant: link.grant });
+    } catch (error) {
+      // One stream's trouble is not the other sessions'.
+      this.#options.logger?.warn({ service: stream.service, error: String(error) }, "a service failed");
+      stream.destroy(error instanceof Error ? error : undefined);
+    }
   }
 
   #revoke(ids: ReadonlySet<string>): void {
+    this.#admission.revoke(ids);
     for (const link of this.#links()) if (link.grant && ids.has(link.grant.id)) link.close("revoked");
   }
 
@@ -376,6 +372,7 @@ export class MeshNode implements LinkHost {
           break;
         }
         case "handshake-failed":
+          // Sessions that were ready wait out their window; the next one who has something to say tries again.
           this.#options.logger?.debug({ peer: toBase64(output.peer) }, "no answer to handshakes");
       }
     }
@@ -389,11 +386,14 @@ export class MeshNode implements LinkHost {
     let peer = this.#peers.get(name);
     let link = peer?.links.get(tag);
     if (!link) {
+      // An answer to CLOSE would be answered by one who does not know the session either, for ever.
+      if (isClose(packet)) return;
       if (this.#options.role !== "agent" || !peekHello(packet))
         return this.#refuse(key, tag, region, "unknownSession");
-      peer = this.#peer(key, region);
-      if (this.#links().length >= MAX_LINKS || peer.links.size >= MAX_LINKS_PER_PEER)
+      if (this.#closing) return this.#refuse(key, tag, region, "shutdown");
+      if (this.#links().length >= MAX_LINKS || (peer?.links.size ?? 0) >= MAX_LINKS_PER_PEER)
         return this.#refuse(key, tag, region, "resourceLimit");
+      peer = this.#peer(key, region);
       link = new SessionLink(this, name, {
         role: "agent",
         now: this.now(),
@@ -403,6 +403,7 @@ export class MeshNode implements LinkHost {
     }
     if (!peer) return;
     // Authenticated, so this is where the peer is now.
+    peer.absences = 0;
     if (peer.region !== region) this.#move(peer, region);
     this.#addLane(peer);
     link.receive(packet, peer.lane as number);
@@ -441,6 +442,7 @@ export class MeshNode implements LinkHost {
       this.#flushing = false;
     }
     this.#performDevice();
+    this.#onDelivered?.();
   }
 
   #send(link: SessionLink): void {
@@ -450,7 +452,7 @@ export class MeshNode implements LinkHost {
     while (relay.isWritable(peer.region)) {
       // Pulled before there are keys, a packet would be lost.
       if (!this.#device.hasSession(peer.key, this.now())) {
-        if (!link.session.isClosed) this.#device.initiate(peer.key, this.now(), Date.now());
+        if (!link.session.isClosed) this.#device.initiate(peer.key, this.now(), this.#wallClockMs());
         return;
       }
       const packet = link.session.nextPacket(peer.lane, MAX_PACKET_BYTES, this.now());
@@ -488,7 +490,7 @@ export class MeshNode implements LinkHost {
     this.#deviceTimer = setTimeout(
       () => {
         this.#deviceTimerAt = Number.POSITIVE_INFINITY;
-        this.#device.handleTimeout(this.now(), Date.now());
+        this.#device.handleTimeout(this.now(), this.#wallClockMs());
         this.#performDevice();
       },
       Math.max(0, Math.ceil(at - this.now())),
@@ -502,14 +504,28 @@ export class MeshNode implements LinkHost {
     const name = toBase64(key);
     let peer = this.#peers.get(name);
     if (!peer) {
-      peer = { key: key.slice(), name, region, lane: undefined, links: new Map() };
+      peer = {
+        key: key.slice(),
+        name,
+        region,
+        lane: undefined,
+        links: new Map(),
+        absences: 0,
+        retry: undefined,
+      };
       this.#peers.set(name, peer);
     }
     return peer;
   }
 
   #addLane(peer: Peer): void {
+    const isNew = peer.lane === undefined;
     peer.lane ??= this.#nextLane++;
+    if (isNew && this.#options.role === "client" && !this.#device.hasSession(peer.key, this.now())) {
+      // A handshake under way may have been lost with the old connection: don't wait for its retry.
+      this.#device.removePeer(peer.key);
+      this.#device.initiate(peer.key, this.now(), this.#wallClockMs());
+    }
     for (const link of peer.links.values()) {
       // Only relays drop packets, when a queue is full.
       link.session.addLane(peer.lane, this.now(), { lossy: true });
@@ -540,9 +556,33 @@ export class MeshNode implements LinkHost {
     if (relay.homeRegion !== undefined) coordinator.setHomeRegion(relay.homeRegion);
     for (const peer of this.#peers.values()) {
       if (peer.region !== region) continue;
-      if (connected) this.#addLane(peer);
-      else this.#dropLane(peer);
+      if (!connected) this.#dropLane(peer);
+      else {
+        this.#addLane(peer);
+        // A client says HELLO by itself; an agent with nothing to send would leave its clients to find out.
+        if (this.#options.role === "agent")
+          for (const { session } of peer.links.values()) session.ping(this.now());
+      }
     }
+  }
+
+  /**
+   * The relay does not have the peer. What we send is lost until it is back, so the lane ends here, and the next one
+   * starts with HELLO and everything unacknowledged. The peer's own packets end the wait at once.
+   */
+  #onAbsent(key: Uint8Array, region: number): void {
+    const peer = this.#peers.get(toBase64(key));
+    if (!peer || peer.region !== region || peer.lane === undefined || this.#closed) return;
+    this.#options.logger?.debug({ peer: peer.name, region }, "the relay does not have the peer");
+    this.#dropLane(peer);
+    const waitMs = ABSENT_RETRY_MS[Math.min(peer.absences++, ABSENT_RETRY_MS.length - 1)];
+    clearTimeout(peer.retry);
+    peer.retry = setTimeout(() => {
+      if (this.#peers.get(peer.name) !== peer || peer.region !== region || this.#closed) return;
+      this.#addLane(peer);
+      this.#performDevice();
+    }, waitMs);
+    peer.retry.unref();
   }
 
   #scheduleRegion(region: number): void {
@@ -554,7 +594,7 @@ export class MeshNode implements LinkHost {
 
   onClosed(link: SessionLink, error: MeshNodeError | undefined): void {
     if (error) this.#options.logger?.debug({ peer: link.peerKey, reason: error.message }, "a session ended");
-    for (const target of this.#targets.values()) if (target.link === link) target.link = undefined;
+    this.#dialer.onClosed(link);
   }
 
   #forget(link: SessionLink): void {
@@ -563,28 +603,34 @@ export class MeshNode implements LinkHost {
     if (!peer) return;
     for (const [tag, known] of peer.links) if (known === link) peer.links.delete(tag);
     if (peer.links.size > 0) return;
+    clearTimeout(peer.retry);
     this.#peers.delete(peer.name);
     this.#device.removePeer(peer.key);
   }
 
-  /** Looks for what no packet announces: silent clients, agents that left, sessions nobody let in. */
+  /** Looks for what no packet announces: silent peers, agents that left, permissions that ran out, sleep. */
   #sweep(): void {
     const now = this.now();
-    for (const target of this.#targets.values()) {
-      const { link, goneAt } = target;
-      if (link && goneAt !== undefined && now - Math.max(goneAt, link.lastHeardAt) > GONE_TIMEOUT_MS)
-        link.close("idle", "the agent went away and did not come back");
-    }
+    const offsetMs = this.#wallClockMs() - now;
+    if (offsetMs - this.#clockOffsetMs > SLEPT_MS) this.resumed();
+    this.#clockOffsetMs = offsetMs;
+    this.#dialer.sweep();
     for (const link of this.#links()) {
       if (link.session.isDrained(now)) this.#forget(link);
-      else if (link.session.role === "agent" && now - link.lastHeardAt > this.#patienceMs(link))
-        link.close("idle");
+      else if (now - link.lastHeardAt > this.#patienceMs(link)) link.close("idle", this.#silence(link));
+      else if (link.session.role === "agent" && isUnrenewed(link, now)) link.close("grantExpired");
     }
   }
 
   #patienceMs(link: SessionLink): number {
+    if (link.session.role === "client") return link.ready ? RESUME_WINDOW_MS : ANSWER_TIMEOUT_MS + SWEEP_MS;
     if (!link.grant) return ANSWER_TIMEOUT_MS;
     return Math.min(Math.max(link.resumeWindowMs, 2 * KEEPALIVE_MS), MAX_RESUME_WINDOW_MS);
+  }
+
+  #silence(link: SessionLink): string | undefined {
+    if (link.session.role === "agent") return undefined;
+    return link.ready ? "the agent could not be reached for too long" : NO_ANSWER;
   }
 
   #links(): SessionLink[] {
@@ -594,27 +640,13 @@ export class MeshNode implements LinkHost {
   #pathOf(link: SessionLink): PathInfo {
     return { kind: "relay", region: this.#peers.get(link.peerKey)?.region ?? 0 };
   }
+}
 
-  #withDeadline(
-    ready: Promise<void>,
-    signal: AbortSignal | undefined,
-    onTimeout: () => Error,
-  ): Promise<void> {
-    return new Promise((resolve, reject) => {
-      const settle = (act: () => void) => {
-        clearTimeout(timer);
-        signal?.removeEventListener("abort", abort);
-        act();
-      };
-      const abort = () => settle(() => reject(signal?.reason));
-      const timer = setTimeout(() => settle(() => reject(onTimeout())), ANSWER_TIMEOUT_MS);
-      if (signal?.aborted) return abort();
-      signal?.addEventListener("abort", abort, { once: true });
-      ready.then(
-        () => settle(resolve),
-        (error: Error) => settle(() => reject(error)),
-      );
-    });
+function isClose(packet: Uint8Array): boolean {
+  try {
+    return readHeader(new ByteReader(packet)).number === CLOSE_NUMBER;
+  } catch {
+    return false; // cut off within its number
   }
 }
 

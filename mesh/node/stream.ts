@@ -124,6 +124,7 @@ export class MeshStream extends Duplex {
 
   /** The peer wants no more of what we write; what it writes may still come. */
   onStopped(): void {
+    if (this.writableFinished) return; // all was said: the answer is still ours to read
     const waiting = this.#waiting;
     this.#waiting = undefined;
     const error = new MeshNodeError("ERR_STREAM_RESET", "the other side stopped reading");
@@ -131,7 +132,13 @@ export class MeshStream extends Duplex {
     else this.destroy(error);
   }
 
-  /** The stream ended from outside: reset by the peer, or its session is gone (without an error: we closed it). */
+  /** The peer gave up what it was sending; we give up the other direction, which nobody can use any more. */
+  onReset(error: MeshNodeError): void {
+    this.#ended = true;
+    this.destroy(error);
+  }
+
+  /** The stream ended from outside: refused by us, or its session is gone (without an error: we closed it). */
   onFailed(error: MeshNodeError | undefined): void {
     this.#settled = true;
     this.destroy(error);
