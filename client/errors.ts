@@ -47,7 +47,8 @@ export class ApiError extends CliError {
       ...(body.detail ? [body.detail] : []),
     ];
     super((body.code as CliErrorCode | undefined) ?? `ERR_HTTP_${status}`, lines.join("\n  "), {
-      hint: status === 401 ? "Log in with `coder login`." : undefined,
+      // A refused login says its own next step.
+      hint: status === 401 && !body.detail ? "Log in with `coder login`." : undefined,
     });
     this.status = status;
   }
@@ -64,9 +65,18 @@ export function reportError(error: unknown, stderr: NodeJS.WritableStream = proc
     stderr.write(`error: ${printable(error.message)} (${error.code})\n`);
     return EXIT.failure;
   }
+  if (isSystemError(error)) {
+    stderr.write(`error: ${printable(error.message)}\n`);
+    return EXIT.failure;
+  }
   // A defect of ours: the stack is what a report needs.
   stderr.write(
     `internal error: ${error instanceof Error ? (error.stack ?? error.message) : String(error)}\n`,
   );
   return EXIT.failure;
+}
+
+/** A file that can't be written, a disk that is full: the machine's doing, and the message names call and path. */
+function isSystemError(error: unknown): error is NodeJS.ErrnoException {
+  return error instanceof Error && "syscall" in error && "path" in error;
 }

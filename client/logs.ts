@@ -7,8 +7,13 @@ const HANDSHAKE_TIMEOUT_MS = 10_000;
 /** Close code the server sends once the log is complete. */
 const NORMAL_CLOSE = 1000;
 
+/** Tries in a row before a lost server is given up; with their pauses some 25 s, enough for it to restart. */
+const MAX_FAILURES = 8;
+const pauseMs = (failures: number): number => 100 * 2 ** failures * (0.5 + Math.random());
+
 /**
- * Streams a log while it is written. Reconnects after the last line seen when the connection drops.
+ * Streams a log while it is written. Reconnects after the last line seen when the connection drops; returns early when
+ * the server refuses or stays away, which the caller's next request tells better.
  *
  * @param onMessage a parsed message; returns the id of the last line in it
  */
@@ -19,7 +24,8 @@ async function follow(
   signal?: AbortSignal,
 ): Promise<void> {
   let after = -1;
-  for (let failures = 0; failures < 8 && !signal?.aborted; failures++) {
+  for (let failures = 0; failures < MAX_FAILURES && !signal?.aborted; failures++) {
+    let refused = false;
     const code = await new Promise<number>((resolve) => {
       const socket = new WebSocket(
         api.webSocketUrl(`${path}?follow=true${after >= 0 ? `&after=${after}` : ""}`),
@@ -36,13 +42,18 @@ async function follow(
         after = Math.max(after, onMessage(JSON.parse(String(data))));
       });
       socket.on("error", () => undefined);
+      socket.on("unexpected-response", (request, { statusCode = 0 }) => {
+        refused = statusCode >= 400 && statusCode < 500 && statusCode !== 429;
+        request.destroy();
+        socket.terminate();
+      });
       socket.on("close", (code) => {
         signal?.removeEventListener("abort", abort);
         resolve(code);
       });
     });
-    if (code === NORMAL_CLOSE || signal?.aborted) return;
-    await new Promise((resolve) => setTimeout(resolve, 100 * 2 ** failures * (0.5 + Math.random())));
+    if (code === NORMAL_CLOSE || refused || signal?.aborted) return;
+    await new Promise((resolve) => setTimeout(resolve, pauseMs(failures)));
   }
 }
 
@@ -96,6 +107,9 @@ export function jobLogPrinter(write: (line: string) => void): (line: Provisioner
   };
 }
 
+const isAway = (error: unknown): boolean =>
+  error instanceof CliError && ["ERR_SERVER_UNREACHABLE", "ERR_DATABASE_UNREACHABLE"].includes(error.code);
+
 /**
  * Follows a job to its end. `poll` reads it again, for its result.
  *
@@ -105,7 +119,7 @@ export async function waitForJob<T extends { job: ProvisionerJob }>(
   api: ApiClient,
   logsPath: string,
   poll: () => Promise<T>,
-  options: { what: string; write: (line: string) => void; signal?: AbortSignal },
+  options: { what: string; hint?: string; write: (line: string) => void; signal?: AbortSignal },
 ): Promise<T> {
   let subject = await poll();
   if (subject.job.status === "pending" && subject.job.queue_size > 0)
@@ -115,9 +129,18 @@ export async function waitForJob<T extends { job: ProvisionerJob }>(
   await followJobLogs(api, logsPath, jobLogPrinter(options.write), options.signal);
   const isOver = () => ["succeeded", "failed", "canceled"].includes(subject.job.status);
   // The log closes when the job completes, so this loop turns more than once only after lost connections.
+  let failures = 0;
   for (let waitMs = 50; ; waitMs = Math.min(1000, waitMs * 2)) {
-    subject = await poll();
-    if (isOver()) break;
+    try {
+      subject = await poll();
+      failures = 0;
+    } catch (error) {
+      // A server that ends right after its last line may be back in a moment.
+      if (!isAway(error) || ++failures >= MAX_FAILURES) throw error;
+      if (failures === 1) options.write("==> The server went away; waiting for it to come back");
+      waitMs = pauseMs(failures);
+    }
+    if (failures === 0 && isOver()) break;
     options.signal?.throwIfAborted();
     await new Promise((resolve) => setTimeout(resolve, waitMs));
   }
@@ -126,7 +149,9 @@ export async function waitForJob<T extends { job: ProvisionerJob }>(
     throw new CliError(
       (error_code as `ERR_${string}` | undefined) || "ERR_JOB_FAILED",
       `${options.what} failed: ${error}`,
+      { hint: options.hint },
     );
-  if (status === "canceled") throw new CliError("ERR_JOB_CANCELED", `${options.what} was canceled`);
+  if (status === "canceled")
+    throw new CliError("ERR_JOB_CANCELED", `${options.what} was canceled`, { hint: options.hint });
   return subject;
 }

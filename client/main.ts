@@ -1,4 +1,4 @@
-import { Command } from "commander";
+import { Command, Option } from "commander";
 import { reportError } from "./errors.ts";
 import { VERSION } from "./version.ts";
 
@@ -32,16 +32,31 @@ const MODULES: Record<string, () => Promise<CommandModule>> = {
   quickstart: () => import("./commands/quickstart.ts"),
 };
 
+/** Every command takes these, before its name and behind it. */
+const GLOBAL_OPTIONS = [
+  ["--url <url>", "server address (CODER_URL; default: the last login)"],
+  ["--token <token>", "session token (CODER_SESSION_TOKEN; default: the last login)"],
+  ["--global-config <dir>", "where the login is kept (CODER_CONFIG_DIR)"],
+] as const;
+
+/** Behind the command's name they are its own, for the parser; help shows them once. */
+function addGlobalOptions(commands: readonly Command[]): void {
+  for (const command of commands) {
+    for (const [flags, description] of GLOBAL_OPTIONS)
+      command.addOption(new Option(flags, description).hideHelp());
+    addGlobalOptions(command.commands);
+  }
+}
+
 function newProgram(): Command {
-  return new Command("coder")
+  const program = new Command("coder")
     .description("Remote development workspaces: Terraform builds them, an encrypted mesh reaches them.")
     .version(VERSION, "--version", "print the version")
-    .option("--url <url>", "server address (CODER_URL; default: the last login)")
-    .option("--token <token>", "session token (CODER_SESSION_TOKEN; default: the last login)")
-    .option("--global-config <dir>", "where the login is kept (CODER_CONFIG_DIR)")
     .enablePositionalOptions()
     .showHelpAfterError("Try `coder --help`.")
     .configureOutput({ outputError: (text, write) => write(text.replace(/^error: /, "error: ")) });
+  for (const [flags, description] of GLOBAL_OPTIONS) program.option(flags, description);
+  return program;
 }
 
 /** The first word that is no option and no option's value. */
@@ -60,6 +75,7 @@ async function main(args: string[]): Promise<void> {
   const modules = module ? [module] : [...new Map(Object.entries(MODULES)).values()];
   const loaded = new Set(await Promise.all(modules.map((load) => load())));
   for (const { register } of loaded) register(program);
+  addGlobalOptions(program.commands);
   await program.parseAsync(args, { from: "user" });
 }
 

@@ -10,6 +10,12 @@ export type WaitMode = "yes" | "no" | "auto";
 const failed = (message: string, hint?: string) =>
   new CliError("ERR_WORKSPACE_NOT_READY", message, { hint, exitCode: EXIT.connection });
 
+function stateOf({ name, latest_build: { status } }: Workspace): string {
+  if (status === "failed") return `The last build of workspace ${name} failed`;
+  if (status === "canceled") return `The last build of workspace ${name} was canceled`;
+  return `Workspace ${name} is ${status}`;
+}
+
 /**
  * The workspace with a finished start build: follows one under way, starts a stopped one (unless told not to).
  *
@@ -21,20 +27,20 @@ export async function runningWorkspace(
   options: { autostart: boolean; signal?: AbortSignal },
 ): Promise<{ workspace: Workspace; agent: WorkspaceAgent }> {
   let workspace = await findWorkspace(api, text);
-  const { latest_build: build, name } = workspace;
-  if (build.transition === "delete") throw failed(`Workspace ${name} is ${build.status}.`);
+  const { latest_build: build } = workspace;
+  if (build.transition === "delete") throw failed(`${stateOf(workspace)}.`);
   if (build.status === "starting" || (build.status === "pending" && build.transition === "start")) {
     await runBuild(api, workspace, { follow: build.id, transition: "start" }, { signal: options.signal });
     workspace = await findWorkspace(api, text);
   } else if (build.status !== "running") {
     if (!options.autostart)
-      throw new CliError("ERR_WORKSPACE_STOPPED", `Workspace ${name} is ${build.status}.`, {
+      throw new CliError("ERR_WORKSPACE_STOPPED", `${stateOf(workspace)}.`, {
         hint: `Start it with \`coder start ${text}\`.`,
         exitCode: EXIT.connection,
       });
     if (build.status === "stopping" || (build.status === "pending" && build.transition === "stop"))
       await runBuild(api, workspace, { follow: build.id, transition: "stop" }, { signal: options.signal });
-    say(`Workspace ${name} is ${build.status}; starting it.`);
+    say(`${stateOf(workspace)}; starting it.`);
     await runBuild(
       api,
       workspace,

@@ -73,7 +73,12 @@ export async function pushTemplate(
     api,
     `/templateversions/${pending.id}/logs`,
     () => api.get<TemplateVersion>(`/templateversions/${pending.id}`, { signal }),
-    { what: `Import of template ${options.name}`, write: say, signal },
+    {
+      what: `Import of template ${options.name}`,
+      hint: `Correct it and push again${existing ? "; until then the version before stays in use" : ""}.`,
+      write: say,
+      signal,
+    },
   );
   if (!existing) {
     const template = await api.post<Template>(`/organizations/${organization.id}/templates`, {

@@ -24,6 +24,14 @@ const codeOf = (act: () => unknown): string => {
   return "none";
 };
 
+function systemError(file: string): unknown {
+  try {
+    return statSync(file);
+  } catch (error) {
+    return error;
+  }
+}
+
 async function entriesOf(archive: Buffer): Promise<Record<string, { mode?: number; text: string }>> {
   const entries: Record<string, { mode?: number; text: string }> = {};
   const reader = extract();
@@ -53,7 +61,7 @@ describe("command line", () => {
     it(`reads the workspace name ${text}`, () => assert.deepEqual(parseWorkspaceName(text), expected));
 
   it("refuses names that name nothing", () => {
-    for (const text of ["", "/", "alice/", "/dev", ".main"])
+    for (const text of ["", "/", "alice/", "/dev", ".main", "dev.", "a/b/c", "a--b--c", "dev.main.x"])
       assert.equal(
         codeOf(() => parseWorkspaceName(text)),
         "ERR_BAD_NAME",
@@ -178,6 +186,19 @@ describe("command line", () => {
     const body = { message: "Bad.", validations: [{ field: "name", detail: "is taken" }] };
     assert.equal(reportError(new ApiError(409, body, "POST /x"), stderr), 1);
     assert.equal(text, "error: Bad.\n  name: is taken\n");
+    text = "";
+    const refusal = { message: "Wrong.", detail: "Ask somebody." };
+    reportError(new ApiError(401, refusal, "POST /x"), stderr);
+    assert.equal(
+      text,
+      "error: Wrong.\n  Ask somebody.\n",
+      "a refusal that says the next step needs no other",
+    );
+
+    text = "";
+    assert.equal(reportError(systemError(path.join(dir, "no/such")), stderr), 1);
+    assert.match(text, /^error: ENOENT.*no\/such'\n$/);
+
     text = "";
     assert.equal(reportError(new TypeError("oops"), stderr), 1);
     assert.match(text, /^internal error: TypeError: oops\n +at /);

@@ -6,19 +6,19 @@ import type {
   WorkspaceAgent,
   WorkspaceBuild,
 } from "../control/contract/index.ts";
-import { ApiError, CliError } from "./errors.ts";
+import { ApiError, CliError, EXIT } from "./errors.ts";
 import type { ApiClient } from "./http.ts";
 import { waitForJob } from "./logs.ts";
 import { say } from "./output.ts";
 
 /** Splits "owner/name", "owner--name" or "name", each with an optional ".agent" behind. */
 export function parseWorkspaceName(text: string): { owner: string; name: string; agent: string | undefined } {
-  const [path, agent] = text.split(".", 2);
-  const [first, second] = path.includes("/") ? path.split("/", 2) : path.split("--", 2);
+  const [path, agent, ...afterAgent] = text.split(".");
+  const [first, second, ...afterName] = path.split(path.includes("/") ? "/" : "--");
   const [owner, name] = second === undefined ? ["me", first] : [first, second];
-  if (!name || !owner)
+  if (!name || !owner || agent === "" || afterAgent.length + afterName.length > 0)
     throw new CliError("ERR_BAD_NAME", `"${text}" names no workspace`, {
-      hint: "Write it as `name` or `owner/name`.",
+      hint: "Write it as `name` or `owner/name`, with `.agent` behind it if it has several.",
     });
   return { owner, name, agent };
 }
@@ -73,9 +73,47 @@ export function collectParameters(pairs: readonly string[]): VariableValue[] {
   });
 }
 
+const afterFailure = (transition: Transition, { name }: Workspace): string =>
+  transition === "start"
+    ? `What it made is kept: try again with \`coder start ${name}\`, or remove it with \`coder delete ${name}\`.`
+    : `What is left is kept: try again with \`coder ${transition} ${name}\`.`;
+
 export type BuildRequest =
   | { follow: string; transition: Transition }
   | { transition: Transition; parameters?: VariableValue[]; orphan?: boolean; reason?: BuildReason };
+
+/**
+ * Meanwhile an interrupt cancels the build, so that Terraform winds down and its state is kept; a second one leaves
+ * it to itself.
+ */
+export async function cancelOnInterrupt<T>(
+  api: ApiClient,
+  buildId: string,
+  act: () => Promise<T>,
+): Promise<T> {
+  let canceled = false;
+  const onInterrupt = () => {
+    if (canceled) process.exit(EXIT.interrupted);
+    canceled = true;
+    say("==> Canceling the build; interrupt again to leave it to itself");
+    api
+      .patch(`/workspacebuilds/${buildId}/cancel`, undefined)
+      .catch((error: Error) => say(`warning: ${error.message}`));
+  };
+  process.on("SIGINT", onInterrupt);
+  try {
+    return await act();
+  } catch (error) {
+    if (!(canceled && error instanceof CliError)) throw error;
+    throw new CliError(error.code, error.message, {
+      cause: error,
+      hint: error.hint,
+      exitCode: EXIT.interrupted,
+    });
+  } finally {
+    process.off("SIGINT", onInterrupt);
+  }
+}
 
 /** Starts a build (or follows one that is under way) and shows its log on stderr until it ends. */
 export async function runBuild(
@@ -84,6 +122,7 @@ export async function runBuild(
   request: BuildRequest,
   options: { signal?: AbortSignal; write?: (line: string) => void } = {},
 ): Promise<WorkspaceBuild> {
+  const { signal, write = say } = options;
   let id: string;
   if ("follow" in request) id = request.follow;
   else {
@@ -96,10 +135,13 @@ export async function runBuild(
     });
     id = build.id;
   }
-  return await waitForJob(
-    api,
-    `/workspacebuilds/${id}/logs`,
-    () => api.get<WorkspaceBuild>(`/workspacebuilds/${id}`),
-    { what: `The ${request.transition} build of ${workspace.name}`, write: say, ...options },
-  );
+  const wait = () =>
+    waitForJob(api, `/workspacebuilds/${id}/logs`, () => api.get<WorkspaceBuild>(`/workspacebuilds/${id}`), {
+      what: `The ${request.transition} build of ${workspace.name}`,
+      hint: afterFailure(request.transition, workspace),
+      write,
+      signal,
+    });
+  // Whoever has a signal decides what an interrupt means; and another's build is not ours to cancel.
+  return "follow" in request || signal ? await wait() : await cancelOnInterrupt(api, id, wait);
 }

@@ -1,5 +1,5 @@
 // Composition of an agent: its session service and scripts, on a node of the mesh.
-import type { Command } from "commander";
+import { type Command, Option } from "commander";
 import { parseServerUrl } from "../config.ts";
 import { CliError } from "../errors.ts";
 import { VERSION } from "../version.ts";
@@ -34,10 +34,11 @@ export function register(program: Command): void {
       "where scripts keep data; in the temporary folder by default (CODER_AGENT_SCRIPT_DATA_DIR)",
       process.env["CODER_AGENT_SCRIPT_DATA_DIR"],
     )
-    .option(
-      "--log-level <level>",
-      "debug, info, warn or error",
-      process.env["CODER_AGENT_LOG_LEVEL"] ?? "info",
+    .addOption(
+      new Option("--log-level <level>", "how much to log")
+        .choices(["debug", "info", "warn", "error"])
+        .default("info")
+        .env("CODER_AGENT_LOG_LEVEL"),
     )
     .action((flags: AgentFlags) => run(flags));
 }

@@ -1,7 +1,7 @@
 // Composition of a server: database, control plane, coordinator, relay and built-in provisioner daemons. One of the
 // few files that may load them, and only when a server is what was asked for.
 import path from "node:path";
-import type { Command } from "commander";
+import { type Command, Option } from "commander";
 import { contextOf } from "../context.ts";
 import { CliError } from "../errors.ts";
 import { say } from "../output.ts";
@@ -26,6 +26,8 @@ export interface ServerOptions {
   logFile?: string;
   logLevel?: string;
   signal?: AbortSignal;
+  /** Aborted, a stop waits for running builds no longer: it cancels them, which keeps their state. */
+  hurry?: AbortSignal;
   onProgress?: (message: string) => void;
 }
 
@@ -78,10 +80,11 @@ export function register(program: Command): void {
       "never fetch anything (CODER_AIR_GAPPED)",
       process.env["CODER_AIR_GAPPED"] === "true",
     )
-    .option(
-      "--log-level <level>",
-      "debug, info, warn or error (CODER_LOG_LEVEL)",
-      process.env["CODER_LOG_LEVEL"] ?? "info",
+    .addOption(
+      new Option("--log-level <level>", "how much to log")
+        .choices(["debug", "info", "warn", "error"])
+        .default("info")
+        .env("CODER_LOG_LEVEL"),
     )
     .addHelpText(
       "after",
@@ -119,8 +122,13 @@ async function serve(flags: ServerFlags, command: Command): Promise<void> {
       hint: "Write 0 to 100.",
     });
   const stopping = new AbortController();
+  const hurry = new AbortController();
   const onSignal = () => {
-    if (stopping.signal.aborted) process.exit(1);
+    if (hurry.signal.aborted) process.exit(1);
+    if (stopping.signal.aborted) {
+      say("Canceling running builds; a third signal ends at once and may lose what they made.");
+      hurry.abort();
+    }
     stopping.abort(new Error("stopped by a signal"));
   };
   process.on("SIGINT", onSignal);
@@ -136,11 +144,12 @@ async function serve(flags: ServerFlags, command: Command): Promise<void> {
       airGapped: flags.airGapped,
       logLevel: flags.logLevel,
       signal: stopping.signal,
+      hurry: hurry.signal,
       onProgress: say,
     });
     say(`Serving ${server.accessUrl}. On your machine: coder login ${server.accessUrl}`);
     const failure = await Promise.race([server.failed, aborted(stopping.signal)]);
-    if (!failure) say("Stopping; a second signal ends at once.");
+    if (!failure) say("Stopping: running builds have a minute to complete; a second signal cancels them.");
     await server.stop();
     if (failure) throw failure;
   } finally {
@@ -264,7 +273,7 @@ async function start(options: ServerOptions, cleanup: Cleanup): Promise<RunningS
       startDaemons: async ({ queue, topics, accessUrl }) => {
         mesh = await control.startMeshServices({ knex, topics, accessUrl: () => accessUrl, logger });
         if (!terraform) return { stop: async () => undefined };
-        return control.startDaemons({
+        const running = control.startDaemons({
           queue,
           count: daemons,
           terraform,
@@ -274,6 +283,8 @@ async function start(options: ServerOptions, cleanup: Cleanup): Promise<RunningS
           rescueDir: path.join(dataDir, "rescued-states"),
           logger,
         });
+        options.hurry?.addEventListener("abort", () => void running.stop({ drainMs: 0 }), { once: true });
+        return running;
       },
     });
 

@@ -23,7 +23,12 @@ export function register(program: Command): void {
     .command("templates")
     .alias("template")
     .description("Write, publish and list templates")
-    .action((_: unknown, command: Command) => command.help());
+    .allowExcessArguments()
+    .action((_: unknown, command: Command) =>
+      command.args.length === 0
+        ? command.help()
+        : command.error(`error: unknown command '${command.args[0]}'`),
+    );
   templates
     .command("init")
     .argument("[directory]", "where to; by default a folder named after the starter")

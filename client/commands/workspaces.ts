@@ -10,7 +10,13 @@ import { apiOf } from "../context.ts";
 import { CliError } from "../errors.ts";
 import type { ApiClient } from "../http.ts";
 import { confirm, formatAge, outputOption, printJson, printTable, prompt, say } from "../output.ts";
-import { collectParameters, findWorkspace, parseWorkspaceName, runBuild } from "../workspace.ts";
+import {
+  cancelOnInterrupt,
+  collectParameters,
+  findWorkspace,
+  parseWorkspaceName,
+  runBuild,
+} from "../workspace.ts";
 
 interface CreateOptions {
   template?: string;
@@ -82,7 +88,7 @@ async function askParameters(
     const fallback = parameter.required ? "" : ` [${parameter.default_value}]`;
     const answer = await prompt(
       `${parameter.display_name || parameter.name}${options ? ` (${options})` : ""}${fallback}:`,
-      `--parameter ${parameter.name}=...`,
+      `--parameter ${parameter.name}=<value>`,
     );
     if (answer !== "" || parameter.required) values.push({ name: parameter.name, value: answer });
   }
@@ -114,7 +120,8 @@ async function create(
       name,
       rich_parameter_values: values,
     });
-    await runBuild(api, workspace, { follow: workspace.latest_build.id, transition: "start" });
+    const { id } = workspace.latest_build;
+    await cancelOnInterrupt(api, id, () => runBuild(api, workspace, { follow: id, transition: "start" }));
     say(`Workspace ${name} is running. Open a shell in it: coder ssh ${text}`);
   } finally {
     api.close();
@@ -158,6 +165,7 @@ async function show(name: string, output: string, command: Command): Promise<voi
     process.stdout.write(
       `${workspace.owner_name}/${workspace.name}: ${build.status}, build ${build.build_number}, template ${workspace.template_name} ${build.template_version_name}\n`,
     );
+    if (workspace.outdated) process.stdout.write("  outdated: its template has a newer active version\n");
     if (build.job.error) process.stdout.write(`  ${build.job.error}\n`);
     printTable(
       build.resources

@@ -100,13 +100,18 @@ function isPostgresError(error: unknown): error is PostgresError {
   return error instanceof Error && typeof (error as Partial<PostgresError>).code === "string";
 }
 
-/** Connection-level trouble: SQLSTATE classes 08 and 57P, sockets, and a pool with no connection left. */
+/**
+ * Connection-level trouble: SQLSTATE classes 08 and 57P, a database or account that is gone (3D000, 28), sockets, and a
+ * pool with no connection left.
+ */
 function isDatabaseAway(error: unknown): boolean {
   if (!(error instanceof Error)) return false;
   if (error.name === "KnexTimeoutError") return true;
   return (
     isPostgresError(error) &&
-    /^(08...|57P0[123]|53300|ECONNREFUSED|ECONNRESET|ENOENT|EPIPE|ETIMEDOUT)$/.test(error.code)
+    /^(08...|57P0[1-4]|53300|3D000|28000|28P01|ECONNREFUSED|ECONNRESET|ENOENT|EPIPE|ETIMEDOUT)$/.test(
+      error.code,
+    )
   );
 }
 

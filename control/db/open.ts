@@ -67,6 +67,13 @@ export function newClient(url: string, name = "coder"): pg.Client {
 }
 
 async function proveReachable(url: string, waitMs: number): Promise<void> {
+  // pg reads other texts as host names of its own making; and the text may be a password in the wrong place.
+  if (!/^postgres(ql)?:\/\//.test(url))
+    throw new DatabaseError(
+      "ERR_DATABASE_UNREACHABLE",
+      "the address of PostgreSQL doesn't start with postgres://. " +
+        "Write CODER_PG_CONNECTION_URL as postgres://user:password@host:5432/database.",
+    );
   const startedAt = performance.now();
   for (;;) {
     try {

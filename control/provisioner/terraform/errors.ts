@@ -29,7 +29,7 @@ export class MissingVariablesError extends MeshError {
   readonly variables: TemplateVariable[];
   constructor(missing: string[], variables: TemplateVariable[]) {
     super(
-      `required template variables have no value: ${missing.join(", ")}; ` +
+      `required template variables have no value: ${[...missing].sort().join(", ")}; ` +
         "give each one with --variable NAME=VALUE",
     );
     this.variables = variables;
