@@ -15,7 +15,7 @@ import {
 } from "./process.ts";
 import { sealed, terminalClosed, terminalOpened } from "./sealed.ts";
 
-// node-pty gives us a terminal, and five traps (all tried with 1.1.0 on Linux; each has a test):
+// node-pty gives us a terminal, and six traps (all tried with 1.1.0 on Linux; each has a test):
 // 1. 200 ms after the exit it destroys its socket, read or not; and EIO, which is how Linux reports the end,
 //    destroys it together with what a paused reader had buffered. Both lose the last output of a session whose
 //    client is slow. So destroy is ours: it happens once everything was handed on.
@@ -27,6 +27,9 @@ import { sealed, terminalClosed, terminalOpened } from "./sealed.ts";
 // 4. The master descriptor is inherited by every later child, which could then read and type in this session, and
 //    keeps the terminal from hanging up. So later children are started through `sealed` (sealed.ts).
 // 5. Its kill() reaches only the leader. So signals go to the group.
+// 6. Only with encoding "utf8" does it set IUTF8, without which the kernel's line editing erases single bytes of a
+//    character; but then its socket reads text, which tears what is no UTF-8. So the socket is switched to latin1,
+//    one character per byte, before the first read.
 
 const QUIET_MS = 50;
 /** After the exit, output of what was left behind in the background is handed on for at most this long. */
@@ -71,10 +74,11 @@ export async function startPty(
       rows: request.rows,
       cwd,
       env,
-      encoding: null,
+      encoding: "utf8",
     });
     if (!isUnixTerminal(spawnedTerminal)) throw new Error("terminals are supported on Linux and macOS only");
     terminal = spawnedTerminal;
+    terminal._socket.setEncoding("latin1");
   } catch (cause) {
     throw new StartError(
       `the workspace could not open a terminal: ${cause instanceof Error ? cause.message : String(cause)}`,
@@ -125,7 +129,8 @@ class PtyProcess implements SessionProcess {
       return socket;
     };
     socket.on("end", () => this.#readRest());
-    socket.on("data", (chunk: Uint8Array) => {
+    socket.on("data", (text: string) => {
+      const chunk = Buffer.from(text, "latin1");
       this.#bytesRead += chunk.length;
       if (!this.#hungUp) events.output("data", chunk);
       if (this.#outputEnded) this.#onOutputEnd();

@@ -2,6 +2,7 @@ import assert from "node:assert/strict";
 import { createHash, randomBytes } from "node:crypto";
 import fs from "node:fs";
 import os from "node:os";
+import path from "node:path";
 import {
   dataPrefix,
   encodeMessage,
@@ -40,20 +41,23 @@ async function until(condition: () => boolean, what: string): Promise<void> {
 describe("session service", () => {
   const pipes = new PipePool();
   const logger = memoryLogger();
-  const deps: SessionDeps = {
-    account: { ...currentAccount(), shell: BASH, homeDir: os.tmpdir() },
-    environment: {
-      PATH: process.env["PATH"] ?? "",
-      HOME: os.tmpdir(),
-      BASE: "from the agent",
-      LANG: "C.UTF-8",
-    },
-    directory: () => os.tmpdir(),
-    pipes,
-    logger,
-    killAfterMs: 150,
-  };
-  after(() => pipes.close());
+  let deps: SessionDeps;
+  before(() => {
+    // Shells and editors write their histories there.
+    const home = fs.mkdtempSync(path.join(os.tmpdir(), "sessions-test-"));
+    deps = {
+      account: { ...currentAccount(), shell: BASH, homeDir: home },
+      environment: { PATH: process.env["PATH"] ?? "", HOME: home, BASE: "from the agent", LANG: "C.UTF-8" },
+      directory: () => home,
+      pipes,
+      logger,
+      killAfterMs: 150,
+    };
+  });
+  after(() => {
+    pipes.close();
+    fs.rmSync(deps.account.homeDir, { recursive: true, force: true });
+  });
 
   function open(header: SessionHeader): CollectedSession & { served: Promise<void> } {
     const [client, agent] = duplexPair();
@@ -207,6 +211,22 @@ describe("session service", () => {
       const { stdout, last } = await run(terminal("tty -s && echo $TERM; stty size; exit 6"));
       assert.equal(stdout, "xterm-256color\r\n24 80\r\n");
       assert.deepEqual(last, { kind: "exitStatus", status: 6 });
+    });
+
+    it("carries every byte value, text or not, both ways", async () => {
+      const session = terminal("stty raw -echo; echo up; head -c 4096");
+      await session.sees("up");
+      const bytes = Buffer.from(Array.from({ length: 4_096 }, (_, i) => (i * 7 + (i >> 8)) & 0xff));
+      session.send({ kind: "data", bytes });
+      await run(session);
+      assert.deepEqual(session.stdout().subarray("up\n".length), bytes);
+    });
+
+    it("line editing erases a character, not a byte", async () => {
+      const session = terminal("stty -echo; echo up; head -n1 | od -An -tx1");
+      await session.sees("up");
+      session.send({ kind: "data", bytes: Buffer.from("aä日\x7f\x7fb\r") });
+      assert.match((await run(session)).stdout, /^up\r\n 61 62 0a\r\n$/);
     });
 
     it("a resize reaches the program", async () => {

@@ -140,20 +140,12 @@ async function ensureTemplate(api: ApiClient, workspacesDir: string, signal: Abo
 
 async function ensureWorkspace(api: ApiClient, signal: AbortSignal): Promise<void> {
   const template = await findTemplate(api, TEMPLATE);
-  const existing = await findWorkspace(api, WORKSPACE).catch((error: { code?: string }) => {
-    if (error.code === "ERR_WORKSPACE_NOT_FOUND") return undefined;
-    throw error;
-  });
+  const existing = await settledWorkspace(api, signal);
   if (existing) {
     // A run that was killed left it running, with an agent that knows a server address of that run.
     if (existing.latest_build.transition === "start") {
       say(`==> Stopping workspace ${WORKSPACE}, which an earlier run left`);
-      await runBuild(
-        api,
-        existing,
-        { transition: "stop", reason: "cli" },
-        { signal, write: () => undefined },
-      );
+      await runBuild(api, existing, { transition: "stop", reason: "cli" }, { signal, write: quiet });
     }
     say(`==> Starting workspace ${WORKSPACE}`);
     await runBuild(api, existing, { transition: "start", reason: "cli" }, { signal });
@@ -221,22 +213,32 @@ async function useWorkspace(
 const shellQuote = (text: string): string =>
   /^[\w@%+=:,./-]+$/.test(text) ? text : `'${text.replaceAll("'", "'\\''")}'`;
 
+const quiet = (): void => undefined;
+
+/** The workspace with no build under way: one that an earlier run (or a client of it) left is canceled first. */
+async function settledWorkspace(api: ApiClient, signal?: AbortSignal): Promise<Workspace | undefined> {
+  for (;;) {
+    const workspace = await findWorkspace(api, WORKSPACE).catch((error: { code?: string }) => {
+      if (error.code === "ERR_WORKSPACE_NOT_FOUND") return undefined;
+      throw error;
+    });
+    if (!workspace || !["pending", "running", "canceling"].includes(workspace.latest_build.job.status))
+      return workspace;
+    const { id, transition } = workspace.latest_build;
+    await api.patch(`/workspacebuilds/${id}/cancel`, undefined).catch(() => undefined);
+    await runBuild(api, workspace, { follow: id, transition }, { write: quiet, signal }).catch(
+      (error: unknown) => {
+        // How it ended is of no interest; that we were told to stop is.
+        if (signal?.aborted) throw error;
+      },
+    );
+  }
+}
+
 /** Ends the workspace's processes the way the platform does it: by a stop build. */
 async function stop(api: ApiClient): Promise<void> {
   say("==> Stopping");
-  const quiet = () => undefined;
-  const workspace = await findWorkspace(api, WORKSPACE).catch(() => undefined);
-  if (!workspace) return;
-  const { latest_build: build } = workspace;
-  const unfinished = ["pending", "running"].includes(build.job.status);
-  if (unfinished) {
-    await api.patch(`/workspacebuilds/${build.id}/cancel`, undefined).catch(() => undefined);
-    await runBuild(
-      api,
-      workspace,
-      { follow: build.id, transition: build.transition },
-      { write: quiet },
-    ).catch(() => undefined);
-  } else if (build.transition !== "start") return;
+  const workspace = await settledWorkspace(api);
+  if (workspace?.latest_build.transition !== "start") return;
   await runBuild(api, workspace, { transition: "stop", reason: "cli" }, { write: quiet });
 }

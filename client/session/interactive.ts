@@ -43,10 +43,11 @@ export async function runInteractive(connection: StreamOpener, options: Interact
   };
   const localTerminal = stdin.isTTY === true;
   const wantsPty = options.tty ?? (options.command === undefined && localTerminal);
+  const size = windowSize(stdout);
   const header = sessionHeader({
     command: options.command,
     env: { ...forwardedEnvironment(env), ...options.env },
-    pty: wantsPty ? ptyRequest(windowSize(stdout), env["TERM"]) : undefined,
+    pty: wantsPty ? ptyRequest(size, env["TERM"]) : undefined,
   });
   let opening: ReturnType<typeof encodeOpening>;
   try {
@@ -65,6 +66,7 @@ export async function runInteractive(connection: StreamOpener, options: Interact
     stdout,
     stderr,
     isTerminal: wantsPty && localTerminal,
+    size,
     first: opening.first,
     abort: options.abort,
   });

@@ -1,13 +1,20 @@
 import assert from "node:assert/strict";
 import { createHash, randomBytes } from "node:crypto";
+import { once } from "node:events";
 import fs from "node:fs";
 import os from "node:os";
+import path from "node:path";
 import { type Duplex, PassThrough, Writable } from "node:stream";
 import { currentAccount } from "../../agent/sessions/environment.ts";
 import { PipePool } from "../../agent/sessions/pipes.ts";
 import { SessionService } from "../../agent/sessions/serve.ts";
 import { duplexPair, memoryLogger } from "../../agent/testing.ts";
-import { ChannelDecoder, type ChannelMessage, encodeMessage } from "../../mesh/wire/channel.ts";
+import {
+  ChannelDecoder,
+  type ChannelMessage,
+  encodeMessage,
+  type WindowSize,
+} from "../../mesh/wire/channel.ts";
 import { forwardedEnvironment, ptyRequest, sessionHeader } from "./header.ts";
 import { runInteractive } from "./interactive.ts";
 import { runSession } from "./run.ts";
@@ -56,11 +63,11 @@ function local() {
 }
 
 describe("runSession against a scripted agent", () => {
-  function start(isTerminal = false, abort?: AbortSignal) {
+  function start(isTerminal = false, abort?: AbortSignal, size?: WindowSize) {
     const io = local();
     const [client, agent] = duplexPair();
     agent.on("error", () => {});
-    const result = runSession(client, { ...io, isTerminal, abort });
+    const result = runSession(client, { ...io, isTerminal, abort, size });
     const send = (message: ChannelMessage) => agent.write(encodeMessage(message));
     return { ...io, client, agent, result, send };
   }
@@ -125,6 +132,52 @@ describe("runSession against a scripted agent", () => {
     assert.equal(stderr.toString(), "");
   });
 
+  it("output that can't be written is told, also when the result came right behind it", async () => {
+    const { agent, result, stdout, stderr } = start();
+    stdout._write = (_chunk: Buffer, _encoding: BufferEncoding, done: (error?: Error) => void) =>
+      done(new Error("ENOSPC: no space left on device"));
+    const data = encodeMessage({ kind: "data", bytes: Buffer.from("x") });
+    agent.end(Buffer.concat([data, encodeMessage({ kind: "exitStatus", status: 0 })]));
+    assert.deepEqual(await result, { exitCode: 255 });
+    assert.equal(
+      stderr.toString(),
+      "error: the output could not be written: ENOSPC: no space left on device\n",
+    );
+  });
+
+  it("~. leaves and restores the terminal, though the agent is silent and nobody takes our output", async () => {
+    const { agent, result, stdin, stdout, stderr, send } = start(true);
+    stdout._write = () => {}; // never done
+    send({ kind: "data", bytes: Buffer.from("x") });
+    stdin.write("ls\r~.");
+    assert.deepEqual(await result, { exitCode: 255 });
+    assert.match(stderr.toString(), /Session closed/);
+    assert.deepEqual(stdin.rawModes, [true, false]);
+    assert.ok(agent.destroyed);
+  });
+
+  it("after a stop and SIGCONT the terminal is raw again", async () => {
+    const { agent, result, stdin } = start(true);
+    const listeners = process.listenerCount("SIGCONT");
+    process.emit("SIGCONT", "SIGCONT");
+    assert.deepEqual(stdin.rawModes, [true, false, true]);
+    agent.end(encodeMessage({ kind: "exitStatus", status: 0 }));
+    await result;
+    assert.equal(stdin.isRaw, false);
+    assert.equal(process.listenerCount("SIGCONT"), listeners - 1);
+  });
+
+  it("a terminal resized while the session was opened is measured again", async () => {
+    const { agent, result } = start(true, undefined, { cols: 80, rows: 24, widthPx: 0, heightPx: 0 });
+    const decoder = new ChannelDecoder();
+    const [first] = await once(agent, "data");
+    assert.deepEqual(decoder.push(first), [
+      { kind: "windowChange", cols: 100, rows: 30, widthPx: 0, heightPx: 0 },
+    ]);
+    agent.end(encodeMessage({ kind: "exitStatus", status: 0 }));
+    await result;
+  });
+
   it("leaves no listener behind that could act later, and lets stdin go", async () => {
     const { agent, result, stdin, stdout } = start(true);
     const exitListeners = process.listenerCount("exit");
@@ -154,17 +207,23 @@ describe("runSession against a scripted agent", () => {
 
 describe("a session from end to end", () => {
   const pipes = new PipePool();
-  const service = new SessionService({
-    account: { ...currentAccount(), shell: "/bin/bash", homeDir: os.tmpdir() },
-    environment: { PATH: process.env["PATH"] ?? "", HOME: os.tmpdir() },
-    directory: () => os.tmpdir(),
-    pipes,
-    logger: memoryLogger(),
-    killAfterMs: 150,
+  let home: string;
+  let service: SessionService;
+  before(() => {
+    home = fs.mkdtempSync(path.join(os.tmpdir(), "client-session-test-"));
+    service = new SessionService({
+      account: { ...currentAccount(), shell: "/bin/bash", homeDir: home },
+      environment: { PATH: process.env["PATH"] ?? "", HOME: home },
+      directory: () => home,
+      pipes,
+      logger: memoryLogger(),
+      killAfterMs: 150,
+    });
   });
   after(async () => {
     await service.close();
     pipes.close();
+    fs.rmSync(home, { recursive: true, force: true });
   });
   const connection = {
     streams: [] as Duplex[],

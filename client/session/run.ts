@@ -6,8 +6,10 @@ import {
   dataPrefix,
   encodeMessage,
   MAX_DATA_BYTES,
+  type WindowSize,
 } from "../../mesh/wire/channel.ts";
 import { MeshError, WireError } from "../../mesh/wire/errors.ts";
+import { EscapeKeys } from "./escape.ts";
 import { enterRawMode, windowSize } from "./terminal.ts";
 
 /** As OpenSSH: the connection failed, so the code is not the command's. */
@@ -15,13 +17,17 @@ export const EXIT_CONNECTION = 255;
 /** Local output was closed (`… | head -1`): 128 + SIGPIPE, as a shell reports a local program that wrote on. */
 export const EXIT_OUTPUT_CLOSED = 141;
 const COPY_BELOW_BYTES = 2_048;
+/** A reader of our output that is stuck must not keep us once we were told to go. */
+const FLUSH_MS = 500;
 
 export interface RunSessionOptions {
   stdin: Readable;
   stdout: Writable;
   stderr: Writable;
-  /** The session has a terminal and `stdin` is one: raw mode, resizes are sent, no end of input. */
+  /** The session has a terminal and `stdin` is one: raw mode, escape keys, resizes are sent, no end of input. */
   isTerminal: boolean;
+  /** What the session's terminal was asked to measure; if the local one was resized meanwhile, it is told. */
+  size?: WindowSize;
   /** Written first: `encodeOpening(…).first`. */
   first?: Uint8Array;
   /** Ends the session: the process gets SIGHUP, the result is 130. */
@@ -38,7 +44,9 @@ export interface SessionResult {
 type Ending =
   | { kind: "exit"; message: ChannelMessage }
   | { kind: "lost"; reason: string }
+  | { kind: "outputFailed"; reason: string }
   | { kind: "outputClosed" }
+  | { kind: "left" }
   | { kind: "aborted" };
 
 /**
@@ -47,7 +55,7 @@ type Ending =
  * what went wrong is told on `stderr`.
  */
 export async function runSession(stream: Duplex, options: RunSessionOptions): Promise<SessionResult> {
-  const { stdin, stdout, stderr, isTerminal, first, abort } = options;
+  const { stdin, stdout, stderr, isTerminal, first, abort, size } = options;
   const restore = isTerminal ? enterRawMode(stdin) : () => {};
   const undo: (() => void)[] = [];
   const on: On = (emitter, event, listener) => {
@@ -55,21 +63,19 @@ export async function runSession(stream: Duplex, options: RunSessionOptions): Pr
     emitter.on(event, handler);
     undo.push(() => emitter.removeListener(event, handler));
   };
+  let outputFailed: Ending | undefined;
   try {
     const ending = await new Promise<Ending>((resolve) => {
       if (first && first.length > 0) stream.write(first);
       receive(stream, stdout, stderr, on, resolve);
-      sendInput(stream, stdin, on);
-      if (isTerminal)
-        on(stdout, "resize", () => {
-          if (stream.writable) stream.write(encodeMessage({ kind: "windowChange", ...windowSize(stdout) }));
-        });
+      sendInput(stream, stdin, on, isTerminal ? () => resolve({ kind: "left" }) : undefined);
+      if (isTerminal) sendSize(stream, stdout, on, size);
       for (const output of [stdout, stderr])
-        on(output, "error", (error: NodeJS.ErrnoException) =>
-          resolve(
-            error.code === "EPIPE" ? { kind: "outputClosed" } : { kind: "lost", reason: error.message },
-          ),
-        );
+        on(output, "error", (error: NodeJS.ErrnoException) => {
+          if (error.code === "EPIPE") return resolve({ kind: "outputClosed" });
+          outputFailed = { kind: "outputFailed", reason: error.message };
+          resolve(outputFailed);
+        });
       if (abort?.aborted) resolve({ kind: "aborted" });
       const onAbort = () => resolve({ kind: "aborted" });
       abort?.addEventListener("abort", onAbort, { once: true });
@@ -79,15 +85,20 @@ export async function runSession(stream: Duplex, options: RunSessionOptions): Pr
     if (ending.kind === "exit") stream.end();
     else stream.destroy();
     stream.resume();
-    await Promise.all([flushed(stdout), flushed(stderr)]);
+    const flush = Promise.all([flushed(stdout), flushed(stderr)]);
+    if (ending.kind === "aborted" || ending.kind === "left") await Promise.race([flush, flushTime()]);
+    else await flush;
     restore();
-    return await report(ending, stderr, isTerminal);
+    // Output that came right before the result may have failed after it: no success without the whole output.
+    return await report(outputFailed ?? ending, stderr, isTerminal);
   } finally {
     restore();
     for (const step of undo) step();
     stdin.pause(); // else a terminal or a pipe keeps the process alive
   }
 }
+
+const flushTime = () => new Promise<void>((resolve) => setTimeout(resolve, FLUSH_MS).unref());
 
 function flushed(output: Writable): Promise<void> {
   return new Promise((resolve) => {
@@ -102,10 +113,26 @@ function flushed(output: Writable): Promise<void> {
 
 type On = (emitter: NodeJS.EventEmitter, event: string, listener: (...args: never[]) => void) => void;
 
-function sendInput(stream: Duplex, stdin: Readable, on: On): void {
+function sendSize(stream: Duplex, stdout: Writable, on: On, known: WindowSize | undefined): void {
+  const send = (size: WindowSize) => {
+    if (stream.writable) stream.write(encodeMessage({ kind: "windowChange", ...size }));
+  };
+  const now = windowSize(stdout);
+  if (known && (known.cols !== now.cols || known.rows !== now.rows)) send(now);
+  on(stdout, "resize", () => send(windowSize(stdout)));
+}
+
+/** `leave`: with it, escape keys are looked for and taken out. */
+function sendInput(stream: Duplex, stdin: Readable, on: On, leave?: () => void): void {
+  const escapes = leave ? new EscapeKeys() : undefined;
   on(stdin, "data", (chunk: Uint8Array | string) => {
+    let bytes: Uint8Array = typeof chunk === "string" ? Buffer.from(chunk) : chunk;
+    if (escapes) {
+      const keys = escapes.push(bytes);
+      if (keys.leave) return leave?.();
+      bytes = keys.bytes;
+    }
     if (!stream.writable) return;
-    const bytes = typeof chunk === "string" ? Buffer.from(chunk) : chunk;
     for (let at = 0; at < bytes.length; at += MAX_DATA_BYTES)
       if (!writeInput(stream, bytes.subarray(at, at + MAX_DATA_BYTES))) stdin.pause();
   });
@@ -179,9 +206,15 @@ function receive(
   const lost = (reason: string) => {
     if (!over) finish({ kind: "lost", reason });
   };
-  on(stream, "error", (error: Error) => lost(error.message));
+  on(stream, "error", (error: Error) => lost(explain(error)));
   on(stream, "end", () => lost("the agent ended the session without a result"));
   on(stream, "close", () => lost("the connection was closed"));
+}
+
+/** An agent resets a session only when it stops, or when we broke the protocol. */
+function explain(error: Error): string {
+  if (!(error instanceof MeshError) || error.code !== "ERR_STREAM_RESET") return error.message;
+  return "the workspace ended it, as it does when it is stopped";
 }
 
 /** Lets an agent's text reach the terminal as text only: it could carry control sequences. */
@@ -191,6 +224,7 @@ async function report(ending: Ending, stderr: Writable, newLine: boolean): Promi
   const tell = (line: string) =>
     new Promise<void>((resolve) => {
       if (stderr.destroyed || stderr.writableEnded) return resolve();
+      setTimeout(resolve, FLUSH_MS).unref();
       // A program on a terminal leaves the cursor anywhere.
       stderr.write(`${newLine ? "\n" : ""}${line}\n`, () => resolve());
     });
@@ -199,6 +233,12 @@ async function report(ending: Ending, stderr: Writable, newLine: boolean): Promi
       return { exitCode: EXIT_OUTPUT_CLOSED };
     case "aborted":
       return { exitCode: 128 + constants.signals.SIGINT };
+    case "left":
+      await tell("Session closed.");
+      return { exitCode: EXIT_CONNECTION };
+    case "outputFailed":
+      await tell(`error: the output could not be written: ${printable(ending.reason)}`);
+      return { exitCode: EXIT_CONNECTION };
     case "lost":
       await tell(
         `error: the session was cut off: ${printable(ending.reason)}\n` +

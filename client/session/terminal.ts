@@ -13,17 +13,24 @@ function canBeRaw(input: object): input is RawModeInput {
 
 /**
  * Hands every key to the program (Ctrl-C too) until the function returned is called. Calling that again does
- * nothing; an exit of the process calls it, whatever the reason.
+ * nothing; an exit of the process calls it, whatever the reason. A shell that stopped us (SIGSTOP, SIGTSTP) has set its
+ * own mode meanwhile, so SIGCONT sets ours again.
  */
 export function enterRawMode(input: Readable): () => void {
   if (!canBeRaw(input)) return () => {};
   const before = input.isRaw === true;
   input.setRawMode(true);
   let done = false;
+  const again = () => {
+    // libuv takes a mode it believes to be set for nothing to do.
+    input.setRawMode(false);
+    input.setRawMode(true);
+  };
   const restore = () => {
     if (done) return;
     done = true;
     process.removeListener("exit", restore);
+    process.removeListener("SIGCONT", again);
     try {
       input.setRawMode(before);
     } catch {
@@ -31,6 +38,7 @@ export function enterRawMode(input: Readable): () => void {
     }
   };
   process.once("exit", restore);
+  process.on("SIGCONT", again);
   return restore;
 }
 

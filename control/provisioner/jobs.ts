@@ -175,20 +175,16 @@ async function runBuild(
     await session.init(files, reattach);
     const planFile = path.join(workDir.root, "build.tfplan");
     await session.plan("Planning infrastructure", planFile, reattach, { destroy });
-    const graph = destroy ? undefined : session.graph(reattach);
-    graph?.catch(() => {}); // awaited below; an apply that fails first must not leave it unhandled
     try {
       await session.apply(TRANSITION_STAGE[transition], planFile, reattach);
     } finally {
-      await graph?.catch(() => {}); // it runs in the job's folder
       const state = await session.readState();
       if (state) onState(state);
     }
-    if (destroy || !graph) return nothing;
-    const { resources, dailyCost, warnings } = extractResources(
-      stateResources(await session.showState(reattach)),
-      await graph,
-    );
+    if (destroy) return nothing;
+    // Both only read, so they may run side by side; beside an apply either could meet a half-written state.
+    const [shown, graph] = await Promise.all([session.showState(reattach), session.graph(reattach)]);
+    const { resources, dailyCost, warnings } = extractResources(stateResources(shown), graph);
     // Stopped, an agent has no resource; only a started workspace without one is worth a word.
     if (transition === "start") for (const warning of warnings) log("Reading resources", warning, "warn");
     const state = (await session.readState()) ?? new Uint8Array();

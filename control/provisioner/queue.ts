@@ -51,6 +51,7 @@ export class PostgresJobQueue implements JobQueue {
     try {
       while (!signal.aborted) {
         const job = await this.#take(daemon);
+        if (job === "unpreparable") continue;
         if (job && signal.aborted) await this.#giveBack(job.id);
         else if (job) return job;
         else await waiter.next(signal);
@@ -61,7 +62,8 @@ export class PostgresJobQueue implements JobQueue {
     }
   }
 
-  async #take(daemon: Parameters<JobQueue["acquire"]>[0]): Promise<Job | undefined> {
+  /** @returns "unpreparable" when the next job was failed for its own data's sake: another may wait behind it */
+  async #take(daemon: Parameters<JobQueue["acquire"]>[0]): Promise<Job | "unpreparable" | undefined> {
     const now = this.#now();
     const tags = JSON.stringify({ ...IMPLICIT_TAGS, ...daemon.tags });
     const implicit = JSON.stringify(IMPLICIT_TAGS);
@@ -104,7 +106,7 @@ export class PostgresJobQueue implements JobQueue {
           error_code: "ERR_JOB_PAYLOAD",
         });
       await announceJob(this.#knex, taken.id);
-      return undefined;
+      return "unpreparable";
     }
   }
 

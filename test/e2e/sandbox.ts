@@ -68,6 +68,8 @@ export class Sandbox {
       HOME: this.home,
       TMPDIR: this.tmp,
       E2E_MARK: this.#mark,
+      // npm's own code cache, which Node 22 and newer keep in the temporary folder.
+      NODE_DISABLE_COMPILE_CACHE: "1",
       PATH: `${path.dirname(process.execPath)}:${process.env["PATH"]}`,
     };
   }

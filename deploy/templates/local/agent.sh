@@ -53,6 +53,16 @@ some_marked() {
   [ -n "$(marked)" ]
 }
 
+# The same, and a second look when there were none: in the middle of an exec a process shows no environment.
+left_over() {
+  found=$(marked)
+  if [ -z "$found" ]; then
+    sleep 0.1
+    found=$(marked)
+  fi
+  echo "$found"
+}
+
 stop_all() {
   pid=
   started=
@@ -71,7 +81,7 @@ stop_all() {
   fi
   # What outlived the agent: background jobs, or all of it when the agent had crashed.
   for signal in TERM KILL; do
-    left=$(marked)
+    left=$(left_over)
     [ -n "$left" ] || break
     kill -"$signal" $left 2>/dev/null || :
     wait_for 30 some_marked || :
