@@ -1,6 +1,7 @@
 import { createPublicKey, verify as edVerify } from "node:crypto";
 import { WebSocket } from "ws";
 import type { Coordinator, GrantedAgent } from "../mesh/node/coordinator.ts";
+import { withDeadline } from "../mesh/node/wait.ts";
 import { fromBase64 } from "../mesh/wire/bytes.ts";
 import {
   COORDINATOR_VERSION,
@@ -82,6 +83,11 @@ interface Pending {
   reject(error: Error): void;
 }
 
+interface Waiter {
+  resolve(): void;
+  reject(error: Error): void;
+}
+
 /** Keeps one connection to the coordinator and says hello again after each loss. */
 export class CoordinatorClient implements Coordinator {
   signingKeys: readonly PublicSigningKey[] = [];
@@ -94,7 +100,7 @@ export class CoordinatorClient implements Coordinator {
 
   readonly #options: CoordinatorClientOptions;
   readonly #pending = new Map<number, Pending>();
-  readonly #welcomed = new Set<Pick<Pending, "reject"> & { resolve(): void }>();
+  readonly #welcomed = new Set<Waiter>();
   #socket: WebSocket | undefined;
   #ready = false;
   #closed = false;
@@ -313,71 +319,49 @@ export class CoordinatorClient implements Coordinator {
     }
   }
 
-  #request(make: (request: number) => NodeMessageInput, signal?: AbortSignal): Promise<CoordinatorMessage> {
+  async #request(
+    make: (request: number) => NodeMessageInput,
+    signal?: AbortSignal,
+  ): Promise<CoordinatorMessage> {
     const request = this.#nextRequest++;
-    return new Promise((resolve, reject) => {
-      const finish = () => {
-        clearTimeout(timeout);
-        signal?.removeEventListener("abort", abort);
-        this.#pending.delete(request);
-      };
-      const fail = (error: Error) => {
-        finish();
-        reject(error);
-      };
-      const abort = () => fail(signal?.reason ?? new Error("aborted"));
-      const timeout = setTimeout(
-        () =>
-          fail(new CoordinatorError("ERR_COORDINATOR_UNREACHABLE", "the coordinator did not answer in time")),
-        REQUEST_TIMEOUT_MS,
-      );
-      signal?.addEventListener("abort", abort, { once: true });
-      this.#pending.set(request, {
-        resolve: (message) => {
-          finish();
-          resolve(message);
-        },
-        reject: fail,
-      });
-      this.#send(make(request));
+    const answer = new Promise<CoordinatorMessage>((resolve, reject) => {
+      this.#pending.set(request, { resolve, reject });
     });
+    this.#send(make(request));
+    try {
+      return await withDeadline(answer, {
+        ms: REQUEST_TIMEOUT_MS,
+        signal,
+        onTimeout: () =>
+          new CoordinatorError("ERR_COORDINATOR_UNREACHABLE", "the coordinator did not answer in time"),
+      });
+    } finally {
+      this.#pending.delete(request);
+    }
   }
 
-  #whenReady(signal?: AbortSignal): Promise<void> {
-    if (this.#ready) return Promise.resolve();
-    if (this.#closed) return Promise.reject(new CoordinatorError("ERR_COORDINATOR_UNREACHABLE", "closed"));
-    return new Promise((resolve, reject) => {
-      const finish = () => {
-        clearTimeout(timeout);
-        signal?.removeEventListener("abort", abort);
-        this.#welcomed.delete(waiter);
-      };
-      const fail = (error: Error) => {
-        finish();
-        reject(error);
-      };
-      const abort = () => fail(signal?.reason ?? new Error("aborted"));
-      const timeout = setTimeout(
-        () =>
-          fail(
-            this.#lastError ??
-              new CoordinatorError(
-                "ERR_COORDINATOR_UNREACHABLE",
-                `no answer from the coordinator at ${this.#options.url}`,
-              ),
-          ),
-        CONNECT_TIMEOUT_MS,
-      );
-      const waiter = {
-        resolve: () => {
-          finish();
-          resolve();
-        },
-        reject: fail,
-      };
-      signal?.addEventListener("abort", abort, { once: true });
+  async #whenReady(signal?: AbortSignal): Promise<void> {
+    if (this.#ready) return;
+    if (this.#closed) throw new CoordinatorError("ERR_COORDINATOR_UNREACHABLE", "closed");
+    let waiter: Waiter | undefined;
+    const welcomed = new Promise<void>((resolve, reject) => {
+      waiter = { resolve, reject };
       this.#welcomed.add(waiter);
     });
+    try {
+      await withDeadline(welcomed, {
+        ms: CONNECT_TIMEOUT_MS,
+        signal,
+        onTimeout: () =>
+          this.#lastError ??
+          new CoordinatorError(
+            "ERR_COORDINATOR_UNREACHABLE",
+            `no answer from the coordinator at ${this.#options.url}`,
+          ),
+      });
+    } finally {
+      if (waiter) this.#welcomed.delete(waiter);
+    }
   }
 
   /** Requests in flight fail; those waiting for a connection wait on, unless the token was refused. */
