@@ -11,6 +11,7 @@ import { parseAddress } from "./commands/server.ts";
 import { configDir, forgetSession, parseServerUrl, readLogin, writeLogin } from "./config.ts";
 import { ApiError, CliError, reportError } from "./errors.ts";
 import { formatAge, formatTable } from "./output.ts";
+import { Presses } from "./presses.ts";
 import { printable } from "./text.ts";
 import { chooseAgent, collectParameters, parseWorkspaceName } from "./workspace.ts";
 
@@ -158,6 +159,17 @@ describe("command line", () => {
       fc.property(fc.string({ unit: "binary" }), (text) => {
         assert.doesNotMatch(printable(text), /[\x00-\x08\x0b-\x1f\x7f-\x9f]/);
       }),
+    );
+  });
+
+  it("signals that come together are one press; a second press is another", () => {
+    const presses = new Presses();
+    const seen = [0, 3, 200, 700].map((now) => presses.isNew("SIGINT", now));
+    assert.deepEqual(seen, [true, false, false, true]);
+    assert.deepEqual(
+      [701, 702].map((now) => presses.isNew("SIGTERM", now)),
+      [true, true],
+      "nobody echoes these",
     );
   });
 

@@ -10,6 +10,7 @@ import { ApiError, CliError, EXIT } from "./errors.ts";
 import type { ApiClient } from "./http.ts";
 import { waitForJob } from "./logs.ts";
 import { say } from "./output.ts";
+import { onPresses } from "./presses.ts";
 
 /** Splits "owner/name", "owner--name" or "name", each with an optional ".agent" behind. */
 export function parseWorkspaceName(text: string): { owner: string; name: string; agent: string | undefined } {
@@ -100,7 +101,7 @@ export async function cancelOnInterrupt<T>(
       .patch(`/workspacebuilds/${buildId}/cancel`, undefined)
       .catch((error: Error) => say(`warning: ${error.message}`));
   };
-  process.on("SIGINT", onInterrupt);
+  const release = onPresses(["SIGINT"], onInterrupt);
   try {
     return await act();
   } catch (error) {
@@ -111,7 +112,7 @@ export async function cancelOnInterrupt<T>(
       exitCode: EXIT.interrupted,
     });
   } finally {
-    process.off("SIGINT", onInterrupt);
+    release();
   }
 }
 

@@ -9,6 +9,7 @@ import { connectToAgent, startMesh } from "../connect.ts";
 import { EXIT, reportError } from "../errors.ts";
 import { ApiClient } from "../http.ts";
 import { say } from "../output.ts";
+import { onPresses } from "../presses.ts";
 import { runningWorkspace, waitForStartup } from "../ready.ts";
 import { starterTemplatesDir } from "../resources.ts";
 import { runInteractive } from "../session/interactive.ts";
@@ -61,13 +62,11 @@ class Interrupt {
     this.controller.abort(new Error(`stopped by ${signal}`));
   };
 
-  constructor() {
-    for (const name of ["SIGINT", "SIGTERM", "SIGHUP"] as const) process.on(name, this.#onSignal);
-  }
+  readonly #release = onPresses(["SIGINT", "SIGTERM", "SIGHUP"], this.#onSignal);
 
   release(): void {
     clearInterval(this.#watch);
-    for (const name of ["SIGINT", "SIGTERM", "SIGHUP"] as const) process.off(name, this.#onSignal);
+    this.#release();
   }
 }
 

@@ -5,6 +5,7 @@ import { type Command, Option } from "commander";
 import { contextOf } from "../context.ts";
 import { CliError } from "../errors.ts";
 import { say } from "../output.ts";
+import { onPresses } from "../presses.ts";
 import { installRoot } from "../resources.ts";
 import { VERSION } from "../version.ts";
 
@@ -131,8 +132,7 @@ async function serve(flags: ServerFlags, command: Command): Promise<void> {
     }
     stopping.abort(new Error("stopped by a signal"));
   };
-  process.on("SIGINT", onSignal);
-  process.on("SIGTERM", onSignal);
+  const release = onPresses(["SIGINT", "SIGTERM"], onSignal);
   try {
     const server = await startServer({
       ...parseAddress(flags.httpAddress ?? DEFAULT_ADDRESS),
@@ -153,8 +153,7 @@ async function serve(flags: ServerFlags, command: Command): Promise<void> {
     await server.stop();
     if (failure) throw failure;
   } finally {
-    process.off("SIGINT", onSignal);
-    process.off("SIGTERM", onSignal);
+    release();
   }
 }
 

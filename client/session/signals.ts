@@ -1,4 +1,5 @@
 import { constants } from "node:os";
+import { onPresses } from "../presses.ts";
 
 /** What a keyboard, a supervisor or a closed terminal ends a program with. */
 const ENDING = ["SIGINT", "SIGTERM", "SIGHUP"] as const;
@@ -21,11 +22,11 @@ export async function endOnSignals<T>(work: (abort: AbortSignal) => Promise<T>):
     setTimeout(exit, GRACE_MS).unref();
     controller.abort();
   };
-  for (const name of ENDING) process.on(name, onSignal);
+  const release = onPresses(ENDING, onSignal);
   try {
     return await work(controller.signal);
   } finally {
-    for (const name of ENDING) process.off(name, onSignal);
+    release();
     if (received) {
       process.kill(process.pid, received);
       await new Promise(() => setTimeout(() => {}, GRACE_MS)); // it arrives before anything else happens

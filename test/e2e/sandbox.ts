@@ -74,11 +74,12 @@ export class Sandbox {
     };
   }
 
-  start(command: string, args: readonly string[], env: NodeJS.ProcessEnv = {}): Running {
+  start(command: string, args: readonly string[], env: NodeJS.ProcessEnv = {}, detached = false): Running {
     const child = spawn(command, args, {
       cwd: root,
       env: { ...this.env, ...env },
       stdio: ["ignore", "pipe", "pipe"],
+      detached,
       ...(this.account ?? {}),
     });
     this.#children.add(child);
