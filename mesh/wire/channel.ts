@@ -13,7 +13,11 @@
 //   env        object of string values, at most 256; names match [A-Za-z_][A-Za-z0-9_]*
 //   pty        {term, cols, rows, widthPx, heightPx, modes?}: a terminal. cols and rows 1..65535; the pixel
 //              sizes may be 0 or missing; modes: RFC 4254 section 8 names (ECHO, VERASE, …) with u32 values.
-//   Fields a reader doesn't know are ignored; "agent", "x11", "detach" and "resume" are kept for later use.
+//   agent      {token}: forward the user's SSH agent. The agent makes a socket for SSH_AUTH_SOCK and opens a
+//              "callback" with this token for each connection to it (mesh/wire/forward.ts)
+//   x11        {token, singleConnection, authProtocol, authCookie, screen}: likewise for X11 (RFC 4254 6.3);
+//              authCookie is hex
+//   Fields a reader doesn't know are ignored.
 //
 // MESSAGE: type u8 | length varint (RFC 9000 section 16) | payload[length]. Text is UTF-8.
 //   type            from     payload                                         RFC 4254
@@ -102,9 +106,23 @@ export interface PtyRequest extends WindowSize {
   modes?: Record<string, number>;
 }
 
+/** RFC 4254 section 6.3.1. */
+export interface X11Request {
+  /** 16 random bytes in base64: callbacks for it carry this. */
+  token: string;
+  singleConnection: boolean;
+  authProtocol: string;
+  /** Hex digits, at most 512. */
+  authCookie: string;
+  screen: number;
+}
+
 interface HeaderBase {
   env: Record<string, string>;
   pty?: PtyRequest;
+  /** Forward the user's SSH agent; `token` as in X11Request. */
+  agent?: { token: string };
+  x11?: X11Request;
 }
 
 /** An exec without `command` announces a COMMAND message. */
@@ -192,6 +210,28 @@ function decodePty(value: unknown): PtyRequest | undefined {
   return pty;
 }
 
+function tokenOf(value: unknown, name: string): string {
+  if (typeof value !== "string" || !/^[A-Za-z0-9+/]{22}==$/.test(value))
+    throw bad(`${name} is not 16 bytes in base64`);
+  return value;
+}
+
+function decodeX11(value: unknown): X11Request {
+  if (!isObject(value)) throw bad("x11 is not an object");
+  const { token, singleConnection, authProtocol, authCookie, screen } = value;
+  if (typeof authProtocol !== "string" || !/^[\x21-\x7e]{1,64}$/.test(authProtocol))
+    throw bad("x11.authProtocol is no protocol name");
+  if (typeof authCookie !== "string" || !/^(?:[0-9a-fA-F]{2}){1,256}$/.test(authCookie))
+    throw bad("x11.authCookie is not hex");
+  return {
+    token: tokenOf(token, "x11.token"),
+    singleConnection: singleConnection === true,
+    authProtocol,
+    authCookie,
+    screen: intIn(screen, 0, 65_535, "x11.screen"),
+  };
+}
+
 /** @throws {HeaderError} ERR_BAD_VALUE with the `reason` to answer */
 export function decodeHeader(metadata: Uint8Array): SessionHeader {
   if (metadata.length > MAX_HEADER_BYTES) throw bad(`header of ${metadata.length} bytes`);
@@ -210,6 +250,12 @@ export function decodeHeader(metadata: Uint8Array): SessionHeader {
   const base: HeaderBase = { env: decodeEnv(header["env"]) };
   const pty = decodePty(header["pty"]);
   if (pty) base.pty = pty;
+  const { agent, x11 } = header;
+  if (agent !== undefined) {
+    if (!isObject(agent)) throw bad("agent is not an object");
+    base.agent = { token: tokenOf(agent["token"], "agent.token") };
+  }
+  if (x11 !== undefined) base.x11 = decodeX11(x11);
   switch (header["kind"]) {
     case "shell":
       return { kind: "shell", ...base };

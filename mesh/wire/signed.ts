@@ -9,7 +9,7 @@
 //
 // kind 1  node record  coordinator -> clients   this agent runs under this node key, home region, until then
 // kind 2  grant        coordinator -> client -> agent   this user may open these services at this agent, until then
-// kind 3  relay ticket coordinator -> node -> relay     this node may use the deployment's relays (reserved)
+// kind 3  relay ticket coordinator -> node -> relay     this node may use the deployment's relays, until then
 //
 // History: version 1, first.
 import * as z from "zod";
@@ -78,7 +78,17 @@ export const Grant = z.object({
 });
 export type Grant = z.infer<typeof Grant>;
 
-const BODIES = { nodeRecord: NodeRecord, grant: Grant } as const;
+/** Kind 3. Who pays for the traffic: limits are per `subject`. */
+export const RelayTicket = z.object({
+  nodeKey: NodeKey,
+  /** "user:<uuid>" or "agent:<uuid>". */
+  subject: z.string().regex(/^(user|agent):[0-9a-f-]{36}$/),
+  issuedAt: instantMs,
+  expiresAt: instantMs,
+});
+export type RelayTicket = z.infer<typeof RelayTicket>;
+
+const BODIES = { nodeRecord: NodeRecord, grant: Grant, relayTicket: RelayTicket } as const;
 export type SignedKind = keyof typeof BODIES;
 type BodyOf<K extends SignedKind> = z.infer<(typeof BODIES)[K]>;
 
