@@ -52,12 +52,20 @@ describe("the control plane's grants", () => {
     return (await client.get("/users/me")).body.id;
   }
 
+  /** A session token is "ID-SECRET". */
+  const tokenId = ({ token }: TestClient): string => String(token).split("-")[0];
+
   /** Asks for a grant as a node of `client` would. @returns the agent's id */
   async function reach(client: TestClient, workspace: Json): Promise<string> {
     const agentId: string = workspace.latest_build.resources[0].agents[0].id;
     const { coordinator } = services;
     const answers: string[] = [];
-    const subject = { kind: "user", userId: await userId(client), username: "x", tokenId: "t" } as const;
+    const subject = {
+      kind: "user",
+      userId: await userId(client),
+      username: "x",
+      tokenId: tokenId(client),
+    } as const;
     const link = coordinator.accept(subject, {
       send: (message) => answers.push(message.type),
       close: (code) => answers.push(code),

@@ -1,7 +1,7 @@
 import { CoordinatorClient, verifyEd25519 } from "../coordinator/client.ts";
 import type { NodeSubject } from "../coordinator/coordinator.ts";
 import { RelayClient } from "../derp/client/regions.ts";
-import { MeshNode, newIdentity } from "../mesh/node/node.ts";
+import { MeshNode, type MeshNodeOptions, newIdentity } from "../mesh/node/node.ts";
 import type { DerpMapLike } from "../mesh/node/relay.ts";
 
 export interface LabNode {
@@ -11,7 +11,11 @@ export interface LabNode {
 }
 
 /** A node of the lab at `url`, also from another process. There the token is the subject itself. */
-export async function labNode(url: string, subject: NodeSubject): Promise<LabNode> {
+export async function labNode(
+  url: string,
+  subject: NodeSubject,
+  options: Partial<MeshNodeOptions> = {},
+): Promise<LabNode> {
   const { privateKey, nodeKey } = newIdentity();
   const relay = new RelayClient({ privateKey, accessUrl: url, random: () => 0 });
   const coordinator = new CoordinatorClient({
@@ -22,7 +26,7 @@ export async function labNode(url: string, subject: NodeSubject): Promise<LabNod
     random: () => 0,
   });
   const role = subject.kind === "agent" ? "agent" : "client";
-  const node = new MeshNode({ role, privateKey, relay, coordinator, verify: verifyEd25519 });
+  const node = new MeshNode({ role, privateKey, relay, coordinator, verify: verifyEd25519, ...options });
   await coordinator.connect();
   return { node, coordinator, relay };
 }

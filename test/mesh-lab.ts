@@ -10,9 +10,10 @@ import { generateSigningKey, Signer } from "../coordinator/signing.ts";
 import { MemoryStore } from "../coordinator/store.ts";
 import { embeddedRelayMap } from "../derp/map.ts";
 import { DerpServer } from "../derp/server/server.ts";
-import type { MeshNode } from "../mesh/node/node.ts";
+import type { MeshNode, MeshNodeOptions } from "../mesh/node/node.ts";
 import { toBase64 } from "../mesh/wire/bytes.ts";
 import { type LabNode, labNode } from "./mesh-lab-node.ts";
+import { type LabProxy, labProxy } from "./mesh-lab-proxy.ts";
 
 export interface MeshLab {
   url: string;
@@ -24,10 +25,12 @@ export interface MeshLab {
   /** What the next grant request is answered with. */
   decision: GrantDecision;
   /** Resolves once clients can find it. */
-  agent(agentId?: string): Promise<LabNode & { agentId: string }>;
+  agent(agentId?: string, options?: Partial<MeshNodeOptions>): Promise<LabNode & { agentId: string }>;
   client(): Promise<MeshNode>;
-  /** A client with its parts. */
-  clientParts(): Promise<LabNode>;
+  /** A client with its parts. @param url another way to the server than the direct one */
+  clientParts(url?: string): Promise<LabNode>;
+  /** A way to the server that can go silent. */
+  proxy(): Promise<LabProxy>;
   /** Resets every relay connection, as a lost relay does. */
   cutRelay(): void;
   /** Resets every connection to the coordinator. */
@@ -74,8 +77,13 @@ export async function meshLab(): Promise<MeshLab> {
   }
 
   const nodes: MeshNode[] = [];
-  async function join(subject: NodeSubject): Promise<LabNode> {
-    const made = await labNode(lab.url, subject);
+  const proxies: LabProxy[] = [];
+  async function join(
+    subject: NodeSubject,
+    options?: Partial<MeshNodeOptions>,
+    url = lab.url,
+  ): Promise<LabNode> {
+    const made = await labNode(url, subject, options);
     nodes.push(made.node);
     return made;
   }
@@ -88,7 +96,7 @@ export async function meshLab(): Promise<MeshLab> {
     unwanted: new Set(),
     signer,
     decision: { allowed: true, permissions: ["*"] },
-    async agent(agentId = randomUUID()) {
+    async agent(agentId = randomUUID(), options) {
       const stored = new Promise<void>((resolve) => {
         const unwatch = lab.coordinator.store.watch((id, record) => {
           if (id !== agentId || !record) return;
@@ -96,12 +104,18 @@ export async function meshLab(): Promise<MeshLab> {
           resolve();
         });
       });
-      const made = await join({ kind: "agent", agentId });
+      const made = await join({ kind: "agent", agentId }, options);
       await stored;
       return { ...made, agentId };
     },
     client: async () => (await lab.clientParts()).node,
-    clientParts: () => join({ kind: "user", userId: randomUUID(), username: "alice", tokenId: "token" }),
+    clientParts: (url) =>
+      join({ kind: "user", userId: randomUUID(), username: "alice", tokenId: "token" }, {}, url),
+    async proxy() {
+      const made = await labProxy(Number(new URL(lab.url).port));
+      proxies.push(made);
+      return made;
+    },
     cutRelay() {
       for (const socket of relaySockets) socket.resetAndDestroy();
     },
@@ -123,6 +137,7 @@ export async function meshLab(): Promise<MeshLab> {
     },
     async close() {
       await Promise.all(nodes.map((one) => one.close()));
+      await Promise.all(proxies.map((one) => one.close()));
       lab.coordinator.close();
       await lab.relay.close();
       for (const socket of sockets.clients) socket.terminate();

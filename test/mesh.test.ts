@@ -167,8 +167,10 @@ describe("mesh over a relay", () => {
     // The coordinator would have to lie for this: the grant names the first agent, the record the second's key.
     const stored = await lab.coordinator.store.getRecord(otherId);
     assert.ok(stored);
-    await lab.coordinator.store.putRecord({ ...stored, record: { ...stored.record, agentId } });
-    await assert.rejects(client.connect(agentId), { code: "ERR_SESSION_CLOSED", message: /no permission/ });
+    const { node, coordinator } = await lab.clientParts();
+    const reached = await coordinator.requestGrant(agentId);
+    coordinator.requestGrant = async () => ({ ...reached, record: { ...stored.record, agentId } });
+    await assert.rejects(node.connect(agentId), { code: "ERR_SESSION_CLOSED", message: /no permission/ });
   });
 
   it("revoking a grant ends the live session with its reason", async () => {

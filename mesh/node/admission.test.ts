@@ -2,7 +2,14 @@ import assert from "node:assert/strict";
 import { randomUUID } from "node:crypto";
 import { toBase64, utf8 } from "../wire/bytes.ts";
 import { encodeStatement, type Grant } from "../wire/signed.ts";
-import { Admission, isUnrenewed, MAX_REVOKED, MAX_UNRENEWED_MS } from "./admission.ts";
+import {
+  Admission,
+  isUnrenewed,
+  MAX_REVOKED,
+  MAX_UNRENEWED_MS,
+  renewedAfterSilence,
+  WAKE_GRACE_MS,
+} from "./admission.ts";
 
 const AGENT = randomUUID();
 const NODE_KEY = new Uint8Array(32).fill(9);
@@ -57,6 +64,17 @@ describe("admission to an agent", () => {
     assert.equal(isUnrenewed(held, MAX_UNRENEWED_MS - 1), false);
     assert.equal(refusal(sign(held.grant), held, MAX_UNRENEWED_MS), "grantExpired");
     assert.equal(isUnrenewed(held, MAX_UNRENEWED_MS), true);
+  });
+
+  it("a session that was silent for half a day has a moment to bring a new grant, unless it was revoked", () => {
+    const grant = makeGrant();
+    const wokeAt = 2 * MAX_UNRENEWED_MS;
+    const held = { grant, renewedAt: renewedAfterSilence(0, wokeAt) };
+    nowMs = 5_000;
+    assert.equal(refusal(sign(grant), held, wokeAt), grant.id);
+    assert.equal(isUnrenewed(held, wokeAt + WAKE_GRACE_MS - 1), false);
+    assert.equal(isUnrenewed(held, wokeAt + WAKE_GRACE_MS), true);
+    assert.equal(renewedAfterSilence(wokeAt - 1_000, wokeAt), wokeAt - 1_000);
   });
 
   it("a session let in before a later build made another agent of this process goes on", () => {

@@ -11,6 +11,11 @@ import type { Coordinator } from "./coordinator.ts";
 
 /** A session whose grant was not renewed for this long ends; until then it goes on with an expired one. */
 export const MAX_UNRENEWED_MS = 12 * 3_600_000;
+/**
+ * What a session that comes back after it was silent has left at least, once, to bring a new grant: a laptop wakes up
+ * before its coordinator connection is back. What was revoked meanwhile opens nothing all the same.
+ */
+export const WAKE_GRACE_MS = 120_000;
 /** Revoked grants remembered; more than one user can be given before the first of them expires. */
 export const MAX_REVOKED = 32_768;
 
@@ -83,6 +88,10 @@ export class Admission {
     }
   }
 }
+
+/** When the grant of a session counts as accepted, after a silence that is not held against it. */
+export const renewedAfterSilence = (renewedAt: number, now: number): number =>
+  Math.max(renewedAt, now - MAX_UNRENEWED_MS + WAKE_GRACE_MS);
 
 /** Whether a session has gone on without a new permission for too long. */
 export const isUnrenewed = ({ grant, renewedAt }: Admitted, now: number): boolean =>

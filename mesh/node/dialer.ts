@@ -4,10 +4,24 @@ import type { NodeRecord } from "../wire/signed.ts";
 import type { Coordinator } from "./coordinator.ts";
 import type { SessionLink } from "./link.ts";
 import { MeshNodeError } from "./stream.ts";
-import { withSignal } from "./wait.ts";
+import { withDeadline, withSignal } from "./wait.ts";
 
-/** An agent whose record is gone may be reconnecting; after this it is given up. */
+/** What sessions are kept for while silent, unless somebody asks for longer. */
+export const DEFAULT_RESUME_WINDOW_MS = 300_000;
+export const MAX_RESUME_WINDOW_MS = 24 * 3_600_000;
+/** An agent whose record is gone may be reconnecting; after this the control plane is asked whether it still is one. */
 const GONE_TIMEOUT_MS = 30_000;
+/** Refusals that tell of a busy moment, not of the agent. */
+const PASSING_CODES: ReadonlySet<string> = new Set([
+  "ERR_COORDINATOR_UNREACHABLE",
+  "ERR_BUSY",
+  "ERR_INTERNAL",
+  "ERR_TOO_MANY_GRANTS",
+  "ERR_TOO_MANY_AGENTS",
+  "ERR_SHUTTING_DOWN",
+]);
+/** A session that may be with a process that is gone: the coordinator is asked before it is used, for this long. */
+const DOUBT_MS = 3_000;
 /** Grants last an hour: a session that lives longer carries a new one well before. */
 const RENEW_AFTER_MS = 40 * 60_000;
 const RENEW_RETRY_MS = 60_000;
@@ -21,11 +35,13 @@ export interface Place {
 export interface DialerHost {
   now(): number;
   /** Begins a session with the node at `place`; it says nothing before `reach`. */
-  start(place: Place, grant: Uint8Array): SessionLink;
+  start(place: Place, grant: Uint8Array, agentId: string, resumeWindowMs: number): SessionLink;
   /** Resolves once packets of the session can leave. @throws the relay's error */
   reach(link: SessionLink): Promise<void>;
   /** The node of a session is heard in another region now. */
   moved(link: SessionLink, region: number): void;
+  /** There is no way to the node now, or it has stopped answering. */
+  isDoubtful(link: SessionLink): boolean;
   debug(fields: object, message: string): void;
 }
 
@@ -41,15 +57,28 @@ interface Opening {
 interface Target {
   agentId: string;
   grant: Uint8Array;
+  /** The longest anybody asked for. */
+  resumeWindowMs: number;
   /** When the next grant is due to be asked for. */
   renewAt: number;
+  /** When the coordinator was asked last; ms. */
+  askedAt: number;
   isRenewing: boolean;
   link: SessionLink | undefined;
   opening: Opening | undefined;
   /** When its record went; undefined while it is there. */
   goneAt: number | undefined;
+  /** The coordinator is being asked whether the session is still with a living process. */
+  doubt: Promise<void> | undefined;
   /** Who waits for the agent to come. */
   waiting: { arrived(place: Place): void; failed(error: unknown): void } | undefined;
+}
+
+export interface ConnectOptions {
+  signal?: AbortSignal;
+  onWait?: (what: "agent") => void;
+  /** How long the agent should keep the session while this node is silent; the longest asked for holds. */
+  resumeWindowMs?: number;
 }
 
 export class Dialer {
@@ -71,12 +100,21 @@ export class Dialer {
    */
   async connect(
     agentId: string,
-    { signal, onWait }: { signal?: AbortSignal; onWait?: (what: "agent") => void } = {},
+    { signal, onWait, resumeWindowMs }: ConnectOptions = {},
   ): Promise<SessionLink> {
     if (this.#closed) throw this.#closed;
     signal?.throwIfAborted();
     const target = this.#target(agentId);
+    target.resumeWindowMs = Math.min(
+      Math.max(target.resumeWindowMs, resumeWindowMs ?? DEFAULT_RESUME_WINDOW_MS),
+      MAX_RESUME_WINDOW_MS,
+    );
+    target.link?.askResumeWindow(target.resumeWindowMs);
+    if (!target.opening && target.link && this.#host.isDoubtful(target.link))
+      await this.#settleDoubt(target, signal);
+    if (this.#closed) throw this.#closed;
     if (!target.opening && target.link && !target.link.session.isClosed) return target.link;
+    this.#targets.set(agentId, target); // what was doubted may have been forgotten meanwhile
     const opening = target.opening ?? this.#begin(target);
     const tell = () => onWait?.("agent");
     if (opening.onWait) opening.onWait.add(tell);
@@ -128,9 +166,9 @@ export class Dialer {
   sweep(): void {
     const now = this.#host.now();
     for (const target of this.#targets.values()) {
-      const { link, goneAt } = target;
-      if (link && goneAt !== undefined && now - Math.max(goneAt, link.lastHeardAt) > GONE_TIMEOUT_MS)
-        link.close("idle", "the agent went away and did not come back");
+      // Its network may be away for hours; only the control plane knows that it won't come back.
+      if (this.#isLongGone(target))
+        target.renewAt = Math.min(target.renewAt, target.askedAt + RENEW_RETRY_MS);
       if (now >= target.renewAt) void this.#renew(target);
     }
   }
@@ -147,11 +185,14 @@ export class Dialer {
     const target: Target = {
       agentId,
       grant: new Uint8Array(),
+      resumeWindowMs: 0,
+      askedAt: Number.NEGATIVE_INFINITY,
       renewAt: Number.POSITIVE_INFINITY,
       isRenewing: false,
       link: undefined,
       opening: undefined,
       goneAt: undefined,
+      doubt: undefined,
       waiting: undefined,
     };
     this.#targets.set(agentId, target);
@@ -188,7 +229,7 @@ export class Dialer {
     }
     signal.throwIfAborted();
     target.goneAt = undefined;
-    const link = this.#host.start(place, target.grant);
+    const link = this.#host.start(place, target.grant, target.agentId, target.resumeWindowMs);
     target.link = link;
     try {
       await withSignal(this.#host.reach(link), signal);
@@ -204,6 +245,28 @@ export class Dialer {
   #granted(target: Target, grant: Uint8Array): void {
     target.grant = grant;
     target.renewAt = this.#host.now() + RENEW_AFTER_MS;
+  }
+
+  /** Neither the coordinator nor we have heard of the agent for a while. */
+  #isLongGone({ link, goneAt }: Target): boolean {
+    if (!link || goneAt === undefined) return false;
+    return this.#host.now() - Math.max(goneAt, link.lastHeardAt) > GONE_TIMEOUT_MS;
+  }
+
+  /**
+   * Asks where the agent is before its old session is used: a process that was killed said no goodbye, and what is
+   * opened on its session would only fail. Without an answer the session is believed.
+   */
+  async #settleDoubt(target: Target, signal: AbortSignal | undefined): Promise<void> {
+    target.doubt ??= withDeadline(this.#renew(target), {
+      ms: DOUBT_MS,
+      onTimeout: () => new MeshNodeError("ERR_TIMEOUT", "no answer"),
+    })
+      .catch(() => undefined)
+      .finally(() => {
+        target.doubt = undefined;
+      });
+    await withSignal(target.doubt, signal);
   }
 
   async #agentComes(target: Target, signal: AbortSignal): Promise<Place> {
@@ -224,6 +287,7 @@ export class Dialer {
     // Whoever is still being opened asks anyway, unless it only waits for the agent.
     if (target.isRenewing || this.#closed || (target.opening && !target.waiting)) return;
     target.isRenewing = true;
+    target.askedAt = this.#host.now();
     try {
       const { grant, record } = await this.#coordinator.requestGrant(target.agentId);
       this.#granted(target, grant);
@@ -237,6 +301,8 @@ export class Dialer {
       this.#host.debug({ agentId: target.agentId, code }, "a grant was not renewed");
       // Refused: nobody comes for us any more. Unreachable: the next connection asks again.
       if (code !== "ERR_COORDINATOR_UNREACHABLE") target.waiting?.failed(error);
+      if (error instanceof MeshError && !PASSING_CODES.has(error.code) && this.#isLongGone(target))
+        target.link?.close("idle", `the agent went away: ${error.message}`);
     } finally {
       target.isRenewing = false;
     }

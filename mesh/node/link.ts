@@ -1,7 +1,11 @@
 import type { SessionEvent } from "../session/events.ts";
+import type { LivenessNews } from "../session/liveness.ts";
 import { Session, type SessionOptions } from "../session/session.ts";
+import { toHex } from "../wire/bytes.ts";
 import { CLOSE_CODES, type CloseName, closeText, SIGNAL } from "../wire/session.ts";
 import type { Grant } from "../wire/signed.ts";
+import { ByteReader, varintBytes, writeVarint } from "../wire/varint.ts";
+import { renewedAfterSilence } from "./admission.ts";
 import { MeshNodeError, MeshStream, type StreamOwner } from "./stream.ts";
 
 export interface LinkHost {
@@ -13,8 +17,17 @@ export interface LinkHost {
   onStream(link: SessionLink, stream: MeshStream): void;
   /** The session is over; `error` is undefined when it was ended in order by us. */
   onClosed(link: SessionLink, error: MeshNodeError | undefined): void;
+  /** Both sides said HELLO. */
+  onReady(link: SessionLink): void;
+  /** A stall began or ended. */
+  onLiveness(link: SessionLink, news: LivenessNews): void;
   now(): number;
 }
+
+export type SessionLinkOptions = SessionOptions & {
+  /** Client: whose session it is. */
+  agentId?: string;
+};
 
 const PING_TIMEOUT_MS = 5_000;
 
@@ -29,9 +42,14 @@ export class SessionLink implements StreamOwner {
   ready = false;
   /** We are about to close it: whoever is first, the end is no error. */
   isEnding = false;
+  readonly startedAt: number;
   lastHeardAt: number;
-  /** What the client asked for: how long to keep the session while it is silent, in ms. */
-  resumeWindowMs = 0;
+  /** How long the session is kept while it is silent, in ms: what this client asks for, or the agent was asked for. */
+  resumeWindowMs: number;
+  /** Client: for how long the agent keeps silent sessions at most, as it said; undefined until then. */
+  peerResumeWindowMs: number | undefined;
+  /** Client: the agent at the other end. */
+  readonly agentId: string | undefined;
   timer: NodeJS.Timeout | undefined;
   timerAt = Number.POSITIVE_INFINITY;
   readonly #host: LinkHost;
@@ -39,12 +57,31 @@ export class SessionLink implements StreamOwner {
   readonly #pings = new Map<number, { resolve(rttMs: number): void; reject(error: Error): void }>();
   readonly #readyWaiters = new Set<{ resolve(): void; reject(error: Error): void }>();
   #handling = false;
+  #isSilent = false;
+  #hadGrace = false;
+  /** What our first HELLO asked for. */
+  readonly #toldResumeWindowMs: number;
 
-  constructor(host: LinkHost, peerKey: string, options: SessionOptions) {
+  constructor(host: LinkHost, peerKey: string, options: SessionLinkOptions) {
     this.#host = host;
     this.peerKey = peerKey;
+    this.agentId = options.agentId;
+    this.startedAt = options.now;
     this.lastHeardAt = options.now;
+    this.resumeWindowMs = options.role === "client" ? (options.resumeWindowMs ?? 0) : 0;
+    this.#toldResumeWindowMs = this.resumeWindowMs;
     this.session = new Session(options);
+  }
+
+  /** 32 hex digits; undefined for an agent's before the first packet. */
+  get id(): string | undefined {
+    const { sessionId } = this.session;
+    return sessionId && toHex(sessionId);
+  }
+
+  /** The streams that are open, oldest first; `openedAt`: monotonic ms. */
+  get streams(): { service: string; metadata: Uint8Array; openedAt: number }[] {
+    return [...this.#streams.values()];
   }
 
   /** Something written or ended is not known to have arrived. */
@@ -57,6 +94,7 @@ export class SessionLink implements StreamOwner {
 
   receive(packet: Uint8Array, lane: number): void {
     this.lastHeardAt = this.#host.now();
+    this.setSilent(false);
     this.session.receivePacket(packet, lane, this.lastHeardAt);
     this.#host.schedule(this);
   }
@@ -103,6 +141,24 @@ export class SessionLink implements StreamOwner {
     this.#host.schedule(this);
   }
 
+  /** Client: asks the agent to keep the session for longer while it is silent; never for less than before. */
+  askResumeWindow(ms: number): void {
+    if (ms <= this.resumeWindowMs) return;
+    this.resumeWindowMs = ms;
+    this.session.setResumeWindow(ms);
+    if (this.ready) this.#sendResumeWindow();
+  }
+
+  /** Whether the peer has been away for so long that little is held for it. */
+  setSilent(isSilent: boolean): void {
+    if (this.#isSilent === isSilent) return;
+    this.#isSilent = isSilent;
+    this.session.setSilent(isSilent);
+    if (isSilent || this.#hadGrace) return;
+    this.#hadGrace = true; // not again before a new grant: silences must not add up to a permission for ever
+    this.renewedAt = renewedAfterSilence(this.renewedAt, this.#host.now());
+  }
+
   /** Resolves once both sides said HELLO. */
   whenReady(): Promise<void> {
     if (this.ready) return Promise.resolve();
@@ -132,18 +188,33 @@ export class SessionLink implements StreamOwner {
   #handle(event: SessionEvent): void {
     switch (event.kind) {
       case "hello": {
-        if (this.session.role !== "agent" || !this.#admit(event.hello.grant)) return;
+        if (this.session.role === "client") {
+          this.peerResumeWindowMs = event.hello.resumeWindowMs;
+          return;
+        }
+        if (!this.#admit(event.hello.grant)) return;
         this.resumeWindowMs = event.hello.resumeWindowMs;
         return this.session.accept();
       }
       case "signal":
-        if (this.session.role === "agent" && event.type === SIGNAL.grantRenewal) this.#admit(event.body);
+        if (this.session.role !== "agent") return;
+        if (event.type === SIGNAL.grantRenewal) this.#admit(event.body);
+        else if (event.type === SIGNAL.resumeWindow)
+          this.resumeWindowMs = readResumeWindow(event.body) ?? this.resumeWindowMs;
         return;
+      case "stalled":
+      case "flowing":
+        return this.#host.onLiveness(this, event);
+      case "datagram":
+        return this.#streams.get(event.stream)?.onDatagram?.(event.data);
       case "ready":
         this.ready = true;
+        // Asked for after the first HELLO had left.
+        if (this.session.role === "client" && this.resumeWindowMs !== this.#toldResumeWindowMs)
+          this.#sendResumeWindow();
         for (const waiter of this.#readyWaiters) waiter.resolve();
         this.#readyWaiters.clear();
-        return;
+        return this.#host.onReady(this);
       case "open":
         return this.#host.onStream(this, this.#adopt(event.stream, event.service, event.metadata));
       case "readable":
@@ -169,7 +240,7 @@ export class SessionLink implements StreamOwner {
       case "closed":
         return this.#onClosed(event.code, event.reason || closeText(event.code), event.byPeer);
       default:
-        // Resumed, datagrams and probes belong to parts that are not there yet; their frames are ignored.
+        // Who waits for a resumed session hears `flowing`; probes belong to paths that are not there yet.
         return;
     }
   }
@@ -181,7 +252,10 @@ export class SessionLink implements StreamOwner {
       this.session.reject(verdict.refuse, undefined, this.#host.now());
       return false;
     }
-    if (verdict !== this.grant) this.renewedAt = this.#host.now();
+    if (verdict !== this.grant) {
+      this.renewedAt = this.#host.now();
+      this.#hadGrace = false;
+    }
     this.grant = verdict;
     return true;
   }
@@ -197,8 +271,16 @@ export class SessionLink implements StreamOwner {
     this.#host.onClosed(this, isOurs ? undefined : error);
   }
 
+  #sendResumeWindow(): void {
+    const body = new Uint8Array(varintBytes(this.resumeWindowMs));
+    writeVarint(body, 0, this.resumeWindowMs);
+    // Refused only with 32 signals under way; then the next HELLO says it.
+    this.session.sendSignal(SIGNAL.resumeWindow, body);
+    this.#host.schedule(this);
+  }
+
   #adopt(id: number, service: string, metadata: Uint8Array): MeshStream {
-    const stream = new MeshStream(id, service, metadata, this);
+    const stream = new MeshStream(id, service, metadata, this, this.#host.now());
     this.#streams.set(id, stream);
     return stream;
   }
@@ -222,6 +304,12 @@ export class SessionLink implements StreamOwner {
     return bytes;
   }
 
+  sendDatagram(stream: number, bytes: Uint8Array): boolean {
+    const isQueued = this.session.sendDatagram(stream, bytes, this.#host.now());
+    this.#host.schedule(this);
+    return isQueued;
+  }
+
   reset(stream: number, code: number): void {
     this.session.reset(stream, code);
     this.#host.schedule(this);
@@ -230,5 +318,14 @@ export class SessionLink implements StreamOwner {
   stopSending(stream: number, code: number): void {
     this.session.stopSending(stream, code);
     this.#host.schedule(this);
+  }
+}
+
+/** @returns ms; undefined when the body is none of ours */
+function readResumeWindow(body: Uint8Array): number | undefined {
+  try {
+    return new ByteReader(body).varint();
+  } catch {
+    return undefined;
   }
 }

@@ -1,4 +1,7 @@
 import { randomBytes } from "node:crypto";
+import { totalmem, uptime } from "node:os";
+import { MemoryBudget } from "../session/budget.ts";
+import type { LivenessNews } from "../session/liveness.ts";
 import { fromBase64, toBase64 } from "../wire/bytes.ts";
 import {
   CLOSE_CODES,
@@ -10,31 +13,32 @@ import {
   peekTag,
   readHeader,
 } from "../wire/session.ts";
-import { type Grant, isPermitted, type VerifySignature } from "../wire/signed.ts";
+import type { Grant, VerifySignature } from "../wire/signed.ts";
 import { ByteReader } from "../wire/varint.ts";
-import { WireGuardDevice } from "../wireguard/device.ts";
+import { type DeviceOutput, WireGuardDevice } from "../wireguard/device.ts";
 import { Admission, isUnrenewed } from "./admission.ts";
 import type { Coordinator } from "./coordinator.ts";
 import { nodeCrypto } from "./crypto.ts";
-import { Dialer, type DialerHost, type Place } from "./dialer.ts";
+import { Dialer, type DialerHost, MAX_RESUME_WINDOW_MS, type Place } from "./dialer.ts";
+import { describeSession, type SessionInfo } from "./info.ts";
 import { type LinkHost, SessionLink } from "./link.ts";
+import { type Peer, Peers, type PeersHost } from "./peers.ts";
 import type { Relay } from "./relay.ts";
+import { type CallbackHandler, Doors, type Refusal, Services, type StreamHandler } from "./services.ts";
+import { type Clocks, SleepDetector } from "./sleep.ts";
 import { MeshNodeError, type MeshStream, STREAM_CODES } from "./stream.ts";
 import { withDeadline } from "./wait.ts";
+import { type PathInfo, type PeerListener, Watchers } from "./watch.ts";
 
+export type { SessionInfo } from "./info.ts";
+export type { CallbackHandler, StreamHandler, StreamPeer } from "./services.ts";
 export { MeshNodeError, MeshStream } from "./stream.ts";
+export type { PathInfo, PeerEvent, PeerListener } from "./watch.ts";
 
 export interface MeshLogger {
   debug(fields: object, message: string): void;
   warn(fields: object, message: string): void;
 }
-
-/** Who opened a stream: the session's peer, and the grant that let it in. */
-export interface StreamPeer {
-  nodeKey: string;
-  grant: Grant;
-}
-export type StreamHandler = (stream: MeshStream, peer: StreamPeer) => void;
 
 export interface MeshNodeOptions {
   role: "client" | "agent";
@@ -46,6 +50,10 @@ export interface MeshNodeOptions {
   logger?: MeshLogger;
   /** Unix ms; Date.now by default. */
   wallClockMs?: () => number;
+  /** Agent: how long a silent session is kept at most, whatever its client asks for. Default 24 h. */
+  maxResumeWindowMs?: number;
+  /** What all sessions together may hold beyond their first windows; by default 25 % of the memory limit. */
+  memoryBudgetBytes?: number;
 }
 
 export interface DialOptions {
@@ -54,12 +62,11 @@ export interface DialOptions {
   signal?: AbortSignal;
   /** Told when the dial waits for something a person may wonder about. */
   onWait?: (what: "agent") => void;
-}
-
-/** How a peer is reached now. */
-export interface PathInfo {
-  kind: "relay";
-  region: number;
+  /**
+   * How long the agent is asked to keep the session while this node is silent; the largest that this process asked
+   * for holds. Default 300,000, at most 24 h.
+   */
+  resumeWindowMs?: number;
 }
 
 /** A fresh identity. `privateKey`: 32 bytes, never logged; `nodeKey`: base64. */
@@ -68,11 +75,14 @@ export function newIdentity(): { privateKey: Uint8Array; nodeKey: string } {
   return { privateKey, nodeKey: toBase64(nodeCrypto.keyPair(privateKey).publicKey) };
 }
 
-/** How long an agent keeps a session that fell silent, unless the client asked for another time. */
-const RESUME_WINDOW_MS = 300_000;
-const MAX_RESUME_WINDOW_MS = 24 * 3_600_000;
 /** A client says something at least this often, so that the agent can tell silence from absence. */
 const KEEPALIVE_MS = 20_000;
+/** A client whose keepalive is due may be heard only now: shorter windows would end healthy sessions. */
+const MIN_RESUME_WINDOW_MS = 2 * KEEPALIVE_MS;
+/** A session whose peer has not been heard for this long is held with little memory: two keepalives are missing. */
+const SILENT_AFTER_MS = 2 * KEEPALIVE_MS + 5_000;
+/** All sessions together may buffer this share of the memory limit: the rest is the process's own and its children's. */
+const BUDGET_SHARE = 0.25;
 /** Time for the first answer of an agent that should be there. */
 const ANSWER_TIMEOUT_MS = 30_000;
 const NO_ANSWER = `the agent did not answer within ${ANSWER_TIMEOUT_MS / 1000} s`;
@@ -81,48 +91,32 @@ const PING_TIMEOUT_MS = 5_000;
 const MAX_LINKS = 4096;
 /** Sessions of one peer; a client opens one and perhaps its successor. */
 const MAX_LINKS_PER_PEER = 4;
-const SWEEP_MS = 2_000;
-/** The wall clock ran on by this much more than the monotonic one: the machine slept. */
-const SLEPT_MS = 2_000;
-/** A relay that does not have the peer is tried again after this, then more slowly, then for long-gone peers. */
-const ABSENT_RETRY_MS = [250, 500, ...Array<number>(60).fill(1_000), 5_000];
+const SWEEP_MS = 1_000;
 /** How long close() waits for what was written to arrive. */
 const DELIVER_MS = 2_000;
-
-/** A remote node: its key, the relay region it is heard in, and the sessions held with it. */
-interface Peer {
-  key: Uint8Array;
-  name: string;
-  region: number;
-  /** Number of the lane over the relay, new after each loss of its connection; undefined while there is none. */
-  lane: number | undefined;
-  links: Map<number, SessionLink>;
-  /** How often in a row the relay did not have the peer, and when it is tried again. */
-  absences: number;
-  retry: NodeJS.Timeout | undefined;
-}
 
 /**
  * A node of the mesh: dials services of agents, or lets clients open its own. Owns the WireGuard device and the
  * sessions; the relay and the coordinator are given and closed with it.
  */
-export class MeshNode implements LinkHost, DialerHost {
+export class MeshNode implements LinkHost, DialerHost, PeersHost {
   readonly nodeKey: string;
   readonly #options: MeshNodeOptions;
   readonly #device: WireGuardDevice;
-  readonly #peers = new Map<string, Peer>();
+  readonly #peers: Peers;
   readonly #dialer: Dialer;
   readonly #admission: Admission;
-  readonly #services = new Map<string, StreamHandler>();
+  readonly #services = new Services();
+  readonly #doors = new Doors();
+  readonly #watchers: Watchers;
+  readonly #budget: MemoryBudget;
   readonly #dirty = new Set<SessionLink>();
   readonly #sweeper: NodeJS.Timeout;
-  #nextLane = 1;
   #flushing = false;
   #scheduled = false;
   #deviceTimer: NodeJS.Timeout | undefined;
   #deviceTimerAt = Number.POSITIVE_INFINITY;
-  /** Wall clock minus monotonic clock. */
-  #clockOffsetMs: number;
+  readonly #sleep: SleepDetector;
   #closing: Promise<void> | undefined;
   #onDelivered: (() => void) | undefined;
   #closed = false;
@@ -137,9 +131,14 @@ export class MeshNode implements LinkHost, DialerHost {
     });
     this.nodeKey = toBase64(this.#device.publicKey);
     const { relay, coordinator } = options;
+    this.#budget = new MemoryBudget(options.memoryBudgetBytes ?? memoryLimitBytes() * BUDGET_SHARE);
+    this.#watchers = new Watchers((error) =>
+      options.logger?.warn({ error: String(error) }, "a watcher of a session failed"),
+    );
     this.#dialer = new Dialer(this, coordinator);
     this.#admission = new Admission(coordinator, options.verify);
-    this.#clockOffsetMs = this.#wallClockMs() - this.now();
+    this.#peers = new Peers(this, relay);
+    this.#sleep = new SleepDetector(SWEEP_MS, this.#clocks());
     relay.onPacket = ({ src, region, data }) => {
       if (this.#closed) return;
       this.#device.receive(data, { key: `${region} ${toBase64(src)}` }, this.now(), this.#wallClockMs());
@@ -147,12 +146,12 @@ export class MeshNode implements LinkHost, DialerHost {
     };
     relay.onState = ({ region, connected }) => this.#onRelay(region, connected);
     relay.onDrain = (region) => this.#scheduleRegion(region);
-    relay.onPeerGone = (peer, region) => this.#onAbsent(peer, region);
+    relay.onPeerGone = (peer, region) => this.#peers.onAbsent(peer, region);
     coordinator.onConnected = () => this.#dialer.onConnected();
     coordinator.onRecord = (record) => this.#dialer.onRecord(record);
     coordinator.onRecordGone = (agentId) => this.#dialer.onRecordGone(agentId);
     coordinator.onRevoke = (ids) => this.#revoke(new Set(ids));
-    coordinator.liveGrants = () => this.#links().flatMap(({ grant }) => (grant ? [grant.id] : []));
+    coordinator.liveGrants = () => this.#peers.links().flatMap(({ grant }) => (grant ? [grant.id] : []));
     this.#sweeper = setInterval(() => this.#sweep(), SWEEP_MS);
     this.#sweeper.unref();
   }
@@ -165,7 +164,14 @@ export class MeshNode implements LinkHost, DialerHost {
     return (this.#options.wallClockMs ?? Date.now)();
   }
 
-  /** Lets granted clients open `service`; one handler per service. */
+  #clocks(): Clocks {
+    return { monotonicMs: this.now(), wallMs: this.#wallClockMs(), uptimeMs: uptime() * 1_000 };
+  }
+
+  /**
+   * Agent: lets granted clients open `service`; one handler per service. One that ends in ":" is a prefix: "tcp:" gets
+   * every "tcp:HOST:PORT" that has no handler of its own.
+   */
   listen(service: string, handler: StreamHandler): void {
     this.#services.set(service, handler);
   }
@@ -179,6 +185,40 @@ export class MeshNode implements LinkHost, DialerHost {
   async dial(agentId: string, service: string, options: DialOptions = {}): Promise<MeshStream> {
     const link = await this.#dialer.connect(agentId, options);
     return link.open(service, options.metadata ?? new Uint8Array());
+  }
+
+  /**
+   * Client: lets that agent open callbacks which carry `token` (16 random bytes in base64). Whatever else an agent opens
+   * is refused. The door stays when the session ends, for its successor. @returns the undo
+   */
+  accept(agentId: string, token: string, handler: CallbackHandler): () => void {
+    return this.#doors.open(agentId, token, handler);
+  }
+
+  /** Client: tells how the session with an agent is doing, this one and its successors. @returns the undo */
+  watch(agentId: string, listener: PeerListener): () => void {
+    return this.#watchers.add(agentId, listener);
+  }
+
+  /** All live sessions of this node; an agent's once they were let in. */
+  sessions(): SessionInfo[] {
+    return this.#peers
+      .links()
+      .filter((link) => link.ready && !link.session.isClosed)
+      .map((link) =>
+        describeSession(link, {
+          offsetMs: this.#wallClockMs() - this.now(),
+          resumeWindowMs: this.#patienceMs(link),
+          path: this.#pathOf(link),
+        }),
+      );
+  }
+
+  /** Ends one session, both sides' streams included. @param id as in SessionInfo @returns whether there was one */
+  endSession(id: string): boolean {
+    const link = this.#peers.links().find((one) => one.id === id && !one.session.isClosed);
+    link?.close("normal", "ended by its user");
+    return link !== undefined;
   }
 
   /** Resolves once the agent has accepted the session. @throws as dial; {MeshNodeError} ERR_PEER_UNREACHABLE */
@@ -220,6 +260,7 @@ export class MeshNode implements LinkHost, DialerHost {
    */
   resumed(): void {
     this.#options.logger?.debug({}, "the machine slept");
+    this.#options.relay.check();
     this.#device.resumed(this.now(), this.#wallClockMs());
     this.#performDevice();
   }
@@ -235,11 +276,11 @@ export class MeshNode implements LinkHost, DialerHost {
 
   async #end(): Promise<void> {
     this.#dialer.close(new MeshNodeError("ERR_NODE_CLOSED", "the node is closed"));
-    for (const link of this.#links()) link.isEnding = true;
+    for (const link of this.#peers.links()) link.isEnding = true;
     const coordinatorClosed = this.#options.coordinator.close();
     await this.#delivered();
     const reason = this.#options.role === "agent" ? "shutdown" : "normal";
-    for (const link of this.#links()) {
+    for (const link of this.#peers.links()) {
       link.close(reason);
       link.handleEvents();
     }
@@ -247,8 +288,8 @@ export class MeshNode implements LinkHost, DialerHost {
     this.#closed = true;
     clearInterval(this.#sweeper);
     clearTimeout(this.#deviceTimer);
-    for (const peer of this.#peers.values()) clearTimeout(peer.retry);
-    for (const link of this.#links()) clearTimeout(link.timer);
+    this.#peers.close();
+    for (const link of this.#peers.links()) clearTimeout(link.timer);
     await Promise.all([this.#options.relay.close(), coordinatorClosed]);
   }
 
@@ -257,7 +298,7 @@ export class MeshNode implements LinkHost, DialerHost {
     return new Promise((resolve) => {
       const timer = setTimeout(resolve, DELIVER_MS);
       this.#onDelivered = () => {
-        const isBusy = [...this.#peers.values()].some(
+        const isBusy = [...this.#peers].some(
           ({ lane, links }) => lane !== undefined && [...links.values()].some((link) => link.hasUndelivered),
         );
         if (isBusy) return;
@@ -270,35 +311,44 @@ export class MeshNode implements LinkHost, DialerHost {
 
   // --- clients: reaching an agent (DialerHost) ---
 
-  start(place: Place, grant: Uint8Array): SessionLink {
-    const peer = this.#peer(fromBase64(place.nodeKey), place.region);
-    if (peer.region !== place.region) this.#move(peer, place.region);
+  start(place: Place, grant: Uint8Array, agentId: string, resumeWindowMs: number): SessionLink {
+    const peer = this.#peers.ensure(fromBase64(place.nodeKey), place.region);
+    this.#peers.move(peer, place.region);
+    // An agent forgets keys with the last session they served. What we sealed with them would reach nobody, and
+    // WireGuard would take 15 s to doubt them.
+    if (!hasLive(peer)) this.#device.removePeer(peer.key);
     const link = new SessionLink(this, peer.name, {
       role: "client",
       now: this.now(),
       sessionId: new Uint8Array(randomBytes(16)),
       grant,
-      resumeWindowMs: RESUME_WINDOW_MS,
+      agentId,
+      resumeWindowMs,
       keepaliveMs: KEEPALIVE_MS,
+      budget: this.#budget,
     });
-    peer.links.set(link.session.tag as number, link);
+    this.#peers.add(peer, link.session.tag as number, link);
     return link;
   }
 
   async reach(link: SessionLink): Promise<void> {
-    const region = this.#peers.get(link.peerKey)?.region;
+    const region = this.#peers.of(link)?.region;
     if (region === undefined) return;
     // The handshake can leave at once where the relay is connected; elsewhere onState brings the lane.
     await this.#options.relay.connect(region);
-    const peer = this.#peers.get(link.peerKey);
+    const peer = this.#peers.of(link);
     if (!peer) return;
-    this.#addLane(peer);
+    this.#peers.addLane(peer);
     this.#performDevice();
   }
 
   moved(link: SessionLink, region: number): void {
-    const peer = this.#peers.get(link.peerKey);
-    if (peer && peer.region !== region) this.#move(peer, region);
+    const peer = this.#peers.of(link);
+    if (peer) this.#peers.move(peer, region);
+  }
+
+  isDoubtful(link: SessionLink): boolean {
+    return link.session.isStalled || this.#peers.of(link)?.lane === undefined;
   }
 
   debug(fields: object, message: string): void {
@@ -308,7 +358,7 @@ export class MeshNode implements LinkHost, DialerHost {
   // --- agents: letting clients in ---
 
   admit(link: SessionLink, statement: Uint8Array): Grant | { refuse: CloseName } {
-    const peer = this.#peers.get(link.peerKey);
+    const peer = this.#peers.of(link);
     if (this.#options.role !== "agent" || !peer) return { refuse: "notYours" };
     const verdict = this.#admission.judge(statement, peer.key, link, this.now());
     if ("refuse" in verdict)
@@ -321,20 +371,16 @@ export class MeshNode implements LinkHost, DialerHost {
   }
 
   onStream(link: SessionLink, stream: MeshStream): void {
-    const handler = this.#services.get(stream.service);
-    const permitted = link.grant !== undefined && isPermitted(link.grant, stream.service);
     // A peer's reset is everyday; a handler that forgot to listen for it must not end the process.
     stream.on("error", () => undefined);
-    if (!handler || !permitted || !link.grant) {
-      // Both directions: the peer must neither wait for us nor go on sending.
-      link.reset(stream.id, permitted ? STREAM_CODES.noService : STREAM_CODES.refused);
-      link.stopSending(stream.id, permitted ? STREAM_CODES.noService : STREAM_CODES.refused);
-      const why = permitted ? `no such service: ${stream.service}` : `not permitted: ${stream.service}`;
-      stream.onFailed(new MeshNodeError("ERR_STREAM_RESET", why));
-      return;
-    }
     try {
-      handler(stream, { nodeKey: link.peerKey, grant: link.grant });
+      const refusal = this.#serve(link, stream);
+      if (!refusal) return;
+      // Both directions: the peer must neither wait for us nor go on sending.
+      link.reset(stream.id, refusal.code);
+      link.stopSending(stream.id, refusal.code);
+      this.#options.logger?.debug({ peer: link.peerKey, reason: refusal.reason }, "refused a stream");
+      stream.onFailed(new MeshNodeError("ERR_STREAM_RESET", refusal.reason));
     } catch (error) {
       // One stream's trouble is not the other sessions'.
       this.#options.logger?.warn({ service: stream.service, error: String(error) }, "a service failed");
@@ -342,41 +388,84 @@ export class MeshNode implements LinkHost, DialerHost {
     }
   }
 
+  /** Hands a stream that the peer opened to whom it is for. @returns why not */
+  #serve(link: SessionLink, stream: MeshStream): Refusal | undefined {
+    if (this.#options.role === "client") {
+      const door = this.#doors.find(link.agentId, stream);
+      if ("code" in door) return door;
+      door.handler(stream, door.metadata);
+      return undefined;
+    }
+    const { grant } = link;
+    if (!grant) return { code: STREAM_CODES.refused, reason: "no grant" };
+    const handler = this.#services.find(stream.service, grant);
+    if ("code" in handler) return handler;
+    handler(stream, {
+      nodeKey: link.peerKey,
+      grant,
+      open: (service, metadata) => link.open(service, metadata),
+    });
+    return undefined;
+  }
+
+  onLiveness(link: SessionLink, news: LivenessNews): void {
+    if (link.agentId !== undefined)
+      this.#watchers.tell(
+        link.agentId,
+        news.kind === "flowing" ? { kind: "resumed", afterMs: news.afterMs } : news,
+      );
+    if (news.kind === "flowing") return;
+    this.#options.logger?.debug({ peer: link.peerKey, forMs: Math.round(news.forMs) }, "a session stalled");
+    const region = this.#peers.of(link)?.region;
+    if (region !== undefined) this.#options.relay.check(region);
+  }
+
   #revoke(ids: ReadonlySet<string>): void {
     this.#admission.revoke(ids);
-    for (const link of this.#links()) if (link.grant && ids.has(link.grant.id)) link.close("revoked");
+    for (const link of this.#peers.links()) if (link.grant && ids.has(link.grant.id)) link.close("revoked");
   }
 
   // --- packets ---
 
   #performDevice(): void {
-    for (const output of this.#device.takeOutputs()) {
-      switch (output.kind) {
-        case "send": {
-          const peer = this.#peers.get(toBase64(output.peer));
-          const region = output.replyTo ? regionOf(output.replyTo) : peer?.region;
-          if (region !== undefined) this.#options.relay.send(output.peer, region, output.message);
-          break;
-        }
-        case "cookie-reply": {
-          const [region, key] = output.replyTo.key.split(" ");
-          this.#options.relay.send(fromBase64(key), Number(region), output.message);
-          break;
-        }
-        case "packet":
-          this.#receivePacket(output.peer, output.packet, regionOf(output.from));
-          break;
-        case "established": {
-          const peer = this.#peers.get(toBase64(output.peer));
-          if (peer) for (const link of peer.links.values()) this.schedule(link);
-          break;
-        }
-        case "handshake-failed":
-          // Sessions that were ready wait out their window; the next one who has something to say tries again.
-          this.#options.logger?.debug({ peer: toBase64(output.peer) }, "no answer to handshakes");
-      }
-    }
+    // What one output makes us do may make more of them.
+    for (let outputs = this.#device.takeOutputs(); outputs.length > 0; outputs = this.#device.takeOutputs())
+      for (const output of outputs) this.#perform(output);
     this.#armDevice();
+  }
+
+  #perform(output: DeviceOutput): void {
+    switch (output.kind) {
+      case "send": {
+        const peer = this.#peers.get(toBase64(output.peer));
+        const region = output.replyTo ? regionOf(output.replyTo) : peer?.region;
+        if (region !== undefined) this.#options.relay.send(output.peer, region, output.message);
+        break;
+      }
+      case "cookie-reply": {
+        const [region, key] = output.replyTo.key.split(" ");
+        this.#options.relay.send(fromBase64(key), Number(region), output.message);
+        break;
+      }
+      case "packet":
+        this.#receivePacket(output.peer, output.packet, regionOf(output.from));
+        break;
+      case "established": {
+        const peer = this.#peers.get(toBase64(output.peer));
+        if (peer) for (const link of peer.links.values()) this.schedule(link);
+        break;
+      }
+      case "handshake-failed":
+        this.#onHandshakeFailed(toBase64(output.peer));
+    }
+  }
+
+  /** The peer may sleep behind a relay connection that looks alive: as long as a session waits for it, ask on. */
+  #onHandshakeFailed(name: string): void {
+    const peer = this.#peers.get(name);
+    const isWanted = peer !== undefined && hasLive(peer);
+    this.#options.logger?.debug({ peer: name, isWanted }, "no answer to handshakes");
+    if (isWanted && peer.lane !== undefined) this.#device.initiate(peer.key, this.now(), this.#wallClockMs());
   }
 
   #receivePacket(key: Uint8Array, packet: Uint8Array, region: number): void {
@@ -391,21 +480,22 @@ export class MeshNode implements LinkHost, DialerHost {
       if (this.#options.role !== "agent" || !peekHello(packet))
         return this.#refuse(key, tag, region, "unknownSession");
       if (this.#closing) return this.#refuse(key, tag, region, "shutdown");
-      if (this.#links().length >= MAX_LINKS || (peer?.links.size ?? 0) >= MAX_LINKS_PER_PEER)
+      if (this.#peers.linkCount >= MAX_LINKS || (peer?.links.size ?? 0) >= MAX_LINKS_PER_PEER)
         return this.#refuse(key, tag, region, "resourceLimit");
-      peer = this.#peer(key, region);
+      peer = this.#peers.ensure(key, region);
       link = new SessionLink(this, name, {
         role: "agent",
         now: this.now(),
-        resumeWindowMs: RESUME_WINDOW_MS,
+        resumeWindowMs: this.#maxResumeWindowMs,
+        budget: this.#budget,
       });
-      peer.links.set(tag, link);
+      this.#peers.add(peer, tag, link);
     }
     if (!peer) return;
     // Authenticated, so this is where the peer is now.
     peer.absences = 0;
-    if (peer.region !== region) this.#move(peer, region);
-    this.#addLane(peer);
+    this.#peers.move(peer, region);
+    this.#peers.addLane(peer);
     link.receive(packet, peer.lane as number);
   }
 
@@ -446,7 +536,7 @@ export class MeshNode implements LinkHost, DialerHost {
   }
 
   #send(link: SessionLink): void {
-    const peer = this.#peers.get(link.peerKey);
+    const peer = this.#peers.of(link);
     if (peer?.lane === undefined) return;
     const { relay } = this.#options;
     while (relay.isWritable(peer.region)) {
@@ -498,95 +588,32 @@ export class MeshNode implements LinkHost, DialerHost {
     this.#deviceTimer.unref();
   }
 
-  // --- peers and lanes ---
+  // --- lanes (PeersHost) ---
 
-  #peer(key: Uint8Array, region: number): Peer {
-    const name = toBase64(key);
-    let peer = this.#peers.get(name);
-    if (!peer) {
-      peer = {
-        key: key.slice(),
-        name,
-        region,
-        lane: undefined,
-        links: new Map(),
-        absences: 0,
-        retry: undefined,
-      };
-      this.#peers.set(name, peer);
-    }
-    return peer;
+  onLane(peer: Peer): void {
+    const now = this.now();
+    if (this.#device.hasSession(peer.key, now)) return;
+    // A handshake under way may have been lost with the old connection: don't wait for its retry. An agent begins only
+    // when it has something to say.
+    if (this.#options.role === "client" || this.#device.isTrying(peer.key))
+      this.#device.initiateAnew(peer.key, now, this.#wallClockMs());
   }
 
-  #addLane(peer: Peer): void {
-    const isNew = peer.lane === undefined;
-    peer.lane ??= this.#nextLane++;
-    if (isNew && this.#options.role === "client" && !this.#device.hasSession(peer.key, this.now())) {
-      // A handshake under way may have been lost with the old connection: don't wait for its retry.
-      this.#device.removePeer(peer.key);
-      this.#device.initiate(peer.key, this.now(), this.#wallClockMs());
-    }
-    for (const link of peer.links.values()) {
-      // Only relays drop packets, when a queue is full.
-      link.session.addLane(peer.lane, this.now(), { lossy: true });
-      this.schedule(link);
-    }
-  }
-
-  #dropLane(peer: Peer): void {
-    if (peer.lane === undefined) return;
-    for (const link of peer.links.values()) {
-      link.session.removeLane(peer.lane);
-      this.schedule(link);
-    }
-    peer.lane = undefined;
-  }
-
-  #move(peer: Peer, region: number): void {
-    this.#dropLane(peer);
-    peer.region = region;
-    this.#options.relay.connect(region).then(
-      () => this.#addLane(peer),
-      () => undefined, // told through onState
-    );
+  onMoved(peer: Peer): void {
+    for (const link of peer.links.values()) this.#tellPath(link);
   }
 
   #onRelay(region: number, connected: boolean): void {
     const { relay, coordinator } = this.#options;
     if (relay.homeRegion !== undefined) coordinator.setHomeRegion(relay.homeRegion);
-    for (const peer of this.#peers.values()) {
-      if (peer.region !== region) continue;
-      if (!connected) this.#dropLane(peer);
-      else {
-        this.#addLane(peer);
-        // A client says HELLO by itself; an agent with nothing to send would leave its clients to find out.
-        if (this.#options.role === "agent")
-          for (const { session } of peer.links.values()) session.ping(this.now());
-      }
-    }
-  }
-
-  /**
-   * The relay does not have the peer. What we send is lost until it is back, so the lane ends here, and the next one
-   * starts with HELLO and everything unacknowledged. The peer's own packets end the wait at once.
-   */
-  #onAbsent(key: Uint8Array, region: number): void {
-    const peer = this.#peers.get(toBase64(key));
-    if (!peer || peer.region !== region || peer.lane === undefined || this.#closed) return;
-    this.#options.logger?.debug({ peer: peer.name, region }, "the relay does not have the peer");
-    this.#dropLane(peer);
-    const waitMs = ABSENT_RETRY_MS[Math.min(peer.absences++, ABSENT_RETRY_MS.length - 1)];
-    clearTimeout(peer.retry);
-    peer.retry = setTimeout(() => {
-      if (this.#peers.get(peer.name) !== peer || peer.region !== region || this.#closed) return;
-      this.#addLane(peer);
-      this.#performDevice();
-    }, waitMs);
-    peer.retry.unref();
+    // A client says HELLO by itself; an agent with nothing to send would leave its clients to find out.
+    for (const peer of this.#peers.onRelay(region, connected))
+      if (this.#options.role === "agent")
+        for (const { session } of peer.links.values()) session.ping(this.now());
   }
 
   #scheduleRegion(region: number): void {
-    for (const peer of this.#peers.values())
+    for (const peer of this.#peers)
       if (peer.region === region) for (const link of peer.links.values()) this.schedule(link);
   }
 
@@ -599,33 +626,35 @@ export class MeshNode implements LinkHost, DialerHost {
 
   #forget(link: SessionLink): void {
     clearTimeout(link.timer);
-    const peer = this.#peers.get(link.peerKey);
-    if (!peer) return;
-    for (const [tag, known] of peer.links) if (known === link) peer.links.delete(tag);
-    if (peer.links.size > 0) return;
-    clearTimeout(peer.retry);
-    this.#peers.delete(peer.name);
-    this.#device.removePeer(peer.key);
+    const peer = this.#peers.remove(link);
+    if (peer) this.#device.removePeer(peer.key);
   }
 
   /** Looks for what no packet announces: silent peers, agents that left, permissions that ran out, sleep. */
   #sweep(): void {
     const now = this.now();
-    const offsetMs = this.#wallClockMs() - now;
-    if (offsetMs - this.#clockOffsetMs > SLEPT_MS) this.resumed();
-    this.#clockOffsetMs = offsetMs;
+    if (this.#sleep.check(this.#clocks()) !== undefined) this.resumed();
     this.#dialer.sweep();
-    for (const link of this.#links()) {
+    for (const link of this.#peers.links()) {
       if (link.session.isDrained(now)) this.#forget(link);
       else if (now - link.lastHeardAt > this.#patienceMs(link)) link.close("idle", this.#silence(link));
+      // Who is away uses no permission; it is judged when it comes back.
+      else if (now - link.lastHeardAt > SILENT_AFTER_MS) link.setSilent(true);
       else if (link.session.role === "agent" && isUnrenewed(link, now)) link.close("grantExpired");
     }
   }
 
   #patienceMs(link: SessionLink): number {
-    if (link.session.role === "client") return link.ready ? RESUME_WINDOW_MS : ANSWER_TIMEOUT_MS + SWEEP_MS;
-    if (!link.grant) return ANSWER_TIMEOUT_MS;
-    return Math.min(Math.max(link.resumeWindowMs, 2 * KEEPALIVE_MS), MAX_RESUME_WINDOW_MS);
+    const windowMs = Math.max(link.resumeWindowMs, MIN_RESUME_WINDOW_MS);
+    if (link.session.role === "agent")
+      return link.grant ? Math.min(windowMs, this.#maxResumeWindowMs) : ANSWER_TIMEOUT_MS;
+    if (!link.ready) return ANSWER_TIMEOUT_MS + SWEEP_MS;
+    return Math.min(windowMs, Math.max(link.peerResumeWindowMs ?? windowMs, MIN_RESUME_WINDOW_MS));
+  }
+
+  get #maxResumeWindowMs(): number {
+    const ms = this.#options.maxResumeWindowMs ?? MAX_RESUME_WINDOW_MS;
+    return Math.max(Math.min(ms, MAX_RESUME_WINDOW_MS), MIN_RESUME_WINDOW_MS);
   }
 
   #silence(link: SessionLink): string | undefined {
@@ -633,12 +662,17 @@ export class MeshNode implements LinkHost, DialerHost {
     return link.ready ? "the agent could not be reached for too long" : NO_ANSWER;
   }
 
-  #links(): SessionLink[] {
-    return [...this.#peers.values()].flatMap(({ links }) => [...links.values()]);
+  onReady(link: SessionLink): void {
+    this.#tellPath(link);
+  }
+
+  #tellPath(link: SessionLink): void {
+    if (link.agentId !== undefined)
+      this.#watchers.tell(link.agentId, { kind: "path", path: this.#pathOf(link) });
   }
 
   #pathOf(link: SessionLink): PathInfo {
-    return { kind: "relay", region: this.#peers.get(link.peerKey)?.region ?? 0 };
+    return { kind: "relay", region: this.#peers.of(link)?.region ?? 0 };
   }
 }
 
@@ -650,4 +684,12 @@ function isClose(packet: Uint8Array): boolean {
   }
 }
 
+/** What this process may use: its cgroup's limit where there is one, else the machine's memory. */
+function memoryLimitBytes(): number {
+  const constrained = process.constrainedMemory();
+  const total = totalmem();
+  return constrained > 0 && constrained < total ? constrained : total;
+}
+
+const hasLive = ({ links }: Peer): boolean => [...links.values()].some(({ session }) => !session.isClosed);
 const regionOf = (source: { key: string }): number => Number.parseInt(source.key, 10);

@@ -72,6 +72,11 @@ export interface Relay {
   setMap(map: DerpMapLike): void;
   /** Resolves once packets can be sent to `region`. */
   connect(region: number): Promise<void>;
+  /**
+   * The network may have changed, or a path seems dead: tests the connection to `region` (all of them without one)
+   * within 3 s, and reconnects at once when it does not answer; a pause before a reconnect is cut short.
+   */
+  check(region?: number): void;
   /** @returns round-trip time to the region's relay, in ms */
   ping(region: number): Promise<number>;
   close(): Promise<void>;

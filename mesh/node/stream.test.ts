@@ -23,6 +23,10 @@ class Owner implements StreamOwner {
   stopSending(_: number, code: number): void {
     this.said.push(`stop ${code}`);
   }
+  sendDatagram(_: number, bytes: Uint8Array): boolean {
+    this.said.push(`datagram ${bytes.length}`);
+    return true;
+  }
 }
 const lost = new MeshNodeError("ERR_STREAM_RESET", "given up");
 

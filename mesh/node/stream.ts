@@ -27,6 +27,7 @@ export interface StreamOwner {
   read(stream: number): Uint8Array | undefined;
   reset(stream: number, code: number): void;
   stopSending(stream: number, code: number): void;
+  sendDatagram(stream: number, bytes: Uint8Array): boolean;
 }
 
 /** Application codes in RESET_STREAM and STOP_SENDING. */
@@ -41,17 +42,33 @@ export class MeshStream extends Duplex {
   readonly service: string;
   readonly metadata: Uint8Array;
   readonly #owner: StreamOwner;
+  /** Gets each datagram of this stream as it comes; without it they are dropped. They share no order with the bytes. */
+  onDatagram: ((bytes: Uint8Array) => void) | undefined;
   #waiting: { bytes: Uint8Array; done: (error?: Error | null) => void } | undefined;
   #wanted = false;
   #ended = false;
   #settled = false;
 
-  constructor(id: number, service: string, metadata: Uint8Array, owner: StreamOwner) {
+  /** Monotonic ms. */
+  readonly openedAt: number;
+
+  constructor(id: number, service: string, metadata: Uint8Array, owner: StreamOwner, openedAt = 0) {
     super({ allowHalfOpen: true, highWaterMark: 128 * 1024 });
     this.id = id;
     this.service = service;
     this.metadata = metadata;
     this.#owner = owner;
+    this.openedAt = openedAt;
+  }
+
+  /**
+   * Sends one datagram beside the stream: at once or never, at most once, in no certain order.
+   *
+   * @param bytes at most 56,000; kept until sent: don't change them
+   * @returns false when one was dropped: the queue is full (then it is the oldest), it is too large, the stream is closed
+   */
+  sendDatagram(bytes: Uint8Array): boolean {
+    return !this.destroyed && this.#owner.sendDatagram(this.id, bytes);
   }
 
   override _write(chunk: Buffer, _encoding: BufferEncoding, done: (error?: Error | null) => void): void {

@@ -1,4 +1,5 @@
 import type { Hello } from "../wire/session.ts";
+import type { LaneStats } from "./lane.ts";
 
 /** What a session tells its shell; taken with takeEvents(). */
 export type SessionEvent =
@@ -22,6 +23,10 @@ export type SessionEvent =
   | { kind: "writable"; stream: number }
   /** Both directions are over and the id is forgotten. */
   | { kind: "stream-closed"; stream: number }
+  /** No progress for `forMs` though some was due, or no lane; told once per stall. */
+  | { kind: "stalled"; forMs: number }
+  /** The end of a stall that lasted `afterMs`. */
+  | { kind: "flowing"; afterMs: number }
   /** The answer to ping(). */
   | { kind: "rtt"; id: number; lane: number; rttMs: number }
   | { kind: "datagram"; stream: number; data: Uint8Array }
@@ -62,3 +67,26 @@ export const DEFAULT_LIMITS: SessionLimits = {
   maxReorderRanges: 4_096,
   maxPacketBytes: 65_000,
 };
+
+export interface SessionStats {
+  streams: number;
+  lanes: LaneStats[];
+  packetsSent: number;
+  packetsReceived: number;
+  /** Duplicates, foreign tags, fragments: dropped without effect. */
+  packetsDropped: number;
+  /** Dropped because a limit on what we hold was reached; the peer sends them again. */
+  packetsRefused: number;
+  /** Ours, that were not sent in time. */
+  datagramsDropped: number;
+  /** The peer's, that came faster than they were taken. */
+  datagramsRefused: number;
+  packetsLost: number;
+  /** How often it went on after all its lanes were gone. */
+  resumedCount: number;
+  /** Smoothed round trip on the lane in use, in ms. */
+  rttMs: number | undefined;
+  bufferedBytes: number;
+  reorderRanges: number;
+  ackRanges: number;
+}

@@ -32,7 +32,8 @@ export class Handshake {
   /** Our HELLO: to be sent; sent, and put before every packet; acknowledged. */
   state: "unsent" | "sent" | "acked" = "unsent";
   #grant: Uint8Array;
-  readonly #resumeWindowMs: number;
+  /** How long the peer should keep the session while we are silent; said in the next HELLO. */
+  resumeWindowMs: number;
   readonly #versions: { min: number; max: number };
   /** Client: the HELLO to be sent, or not yet acknowledged, resumes the session from here. */
   #resumePosition: number | undefined;
@@ -43,7 +44,7 @@ export class Handshake {
     this.role = role;
     this.isAccepted = role === "client";
     this.#grant = checkedGrant(grant ?? new Uint8Array());
-    this.#resumeWindowMs = resumeWindowMs ?? 0;
+    this.resumeWindowMs = resumeWindowMs ?? 0;
     this.#versions = versions ?? { min: SESSION_VERSION, max: SESSION_VERSION };
     if ((sessionId !== undefined) !== (role === "client"))
       throw new TypeError("a client has a session id, an agent learns it");
@@ -68,7 +69,7 @@ export class Handshake {
       resume: this.#resumePosition !== undefined,
       sessionId: this.sessionId!,
       ...limits,
-      resumeWindowMs: this.#resumeWindowMs,
+      resumeWindowMs: this.resumeWindowMs,
       resumePosition: this.#resumePosition ?? 0,
       grant: this.role === "client" ? this.#grant : new Uint8Array(),
     };

@@ -81,9 +81,16 @@ export class Recovery {
    * Takes in an ACK that arrived on `arrival`.
    *
    * @param nextNumber the first packet number never used
+   * @returns whether it acknowledged anything new
    * @throws {PeerViolation} it acknowledges what was never sent
    */
-  onAck(ack: Ack, arrival: Lane | undefined, lanes: Iterable<Lane>, nextNumber: number, now: number): void {
+  onAck(
+    ack: Ack,
+    arrival: Lane | undefined,
+    lanes: Iterable<Lane>,
+    nextNumber: number,
+    now: number,
+  ): boolean {
     if (ack.ranges[0][1] >= nextNumber)
       throw new PeerViolation("protocolViolation", "acknowledged a packet never sent");
     let floor = nextNumber;
@@ -109,6 +116,7 @@ export class Recovery {
       lane.onDelivered(packet, now);
       this.detectLost(lane, now);
     }
+    return newest.size > 0;
   }
 
   /** Declares lost what later packets on the lane have overtaken. */

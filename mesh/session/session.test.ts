@@ -1,88 +1,10 @@
 // The rules of a session, one by one: HELLO, streams, limits, closing, resuming.
 import assert from "node:assert/strict";
 import { utf8 } from "../wire/bytes.ts";
-import {
-  CLOSE_CODES,
-  decodePacket,
-  encodePacket,
-  type Frame,
-  MAX_GRANT_BYTES,
-  sessionTag,
-} from "../wire/session.ts";
-import type { SessionEvent } from "./events.ts";
+import { CLOSE_CODES, encodePacket, MAX_GRANT_BYTES } from "../wire/session.ts";
+import { admitted, type Encodable, HandFed, hello, ID, NONE, TAG } from "./hand-fed.ts";
 import { Session } from "./session.ts";
-import { connected, eventsOf, type NetworkOptions, readAll, SimulatedNetwork, settle } from "./testing.ts";
-
-type EventOf<K extends SessionEvent["kind"]> = Extract<SessionEvent, { kind: K }>;
-
-const NONE = new Uint8Array();
-const ID = Uint8Array.from({ length: 16 }, (_, i) => i + 1);
-const TAG = sessionTag(ID);
-type Encodable = Exclude<Frame, { kind: "skipped" }>;
-const hello = (change: Partial<Extract<Frame, { kind: "hello" }>["hello"]> = {}): Encodable => ({
-  kind: "hello",
-  hello: {
-    minVersion: 1,
-    maxVersion: 1,
-    resume: false,
-    sessionId: ID,
-    maxPacketBytes: 65_000,
-    maxDataBytes: 1 << 20,
-    maxStreamDataBytes: 1 << 18,
-    maxStreams: 100,
-    resumeWindowMs: 0,
-    resumePosition: 0,
-    grant: NONE,
-    ...change,
-  },
-});
-
-/** An agent that was sent these packets by hand, by a client of ours that has an opinion of its own. */
-class HandFed {
-  readonly agent: Session;
-  readonly events: SessionEvent[] = [];
-  #number = 0;
-  now = 0;
-
-  constructor(limits: NetworkOptions["agent"] = {}) {
-    this.agent = new Session({ role: "agent", now: 0, ...limits });
-    this.agent.addLane(1, 0);
-  }
-
-  feed(...frames: Encodable[]): this {
-    return this.feedBytes(encodePacket(TAG, this.#number++, frames));
-  }
-
-  feedBytes(packet: Uint8Array): this {
-    this.agent.receivePacket(packet, 1, this.now);
-    this.events.push(...this.agent.takeEvents());
-    return this;
-  }
-
-  accept(): this {
-    this.agent.accept();
-    this.events.push(...this.agent.takeEvents());
-    return this;
-  }
-
-  /** Everything it has to say now. */
-  said(): Frame[] {
-    const frames: Frame[] = [];
-    for (
-      let p = this.agent.nextPacket(1, 65_000, this.now);
-      p;
-      p = this.agent.nextPacket(1, 65_000, this.now)
-    )
-      frames.push(...decodePacket(p.slice()).frames);
-    return frames;
-  }
-
-  get closed(): EventOf<"closed"> | undefined {
-    return eventsOf(this.events, "closed")[0];
-  }
-}
-
-const admitted = (limits?: NetworkOptions["agent"]): HandFed => new HandFed(limits).feed(hello()).accept();
+import { connected, eventsOf, readAll, SimulatedNetwork, settle } from "./testing.ts";
 
 describe("HELLO", () => {
   it("carries grant, first stream and first bytes in one packet; the agent tells them once it has accepted", () => {
@@ -539,6 +461,7 @@ describe("resuming", () => {
     const { net, stream, lane } = connected({ client: { grant: utf8("old") } });
     net.client.write(stream, utf8("before"));
     net.cut(lane);
+    settle(net, 5_000); // the stall is told once
     assert.equal(net.client.nextTimeout(), undefined);
     assert.equal(net.agent.nextTimeout(), undefined);
     net.now += 20 * 3_600_000;

@@ -21,11 +21,13 @@ import {
 } from "../wire/session.ts";
 import { ByteReader } from "../wire/varint.ts";
 import { AckTracker } from "./acks.ts";
+import type { MemoryBudget } from "./budget.ts";
 import { Closing } from "./closing.ts";
 import { PeerViolation, SessionError } from "./errors.ts";
-import { DEFAULT_LIMITS, type SessionEvent, type SessionLimits } from "./events.ts";
+import { DEFAULT_LIMITS, type SessionEvent, type SessionLimits, type SessionStats } from "./events.ts";
 import { Handshake, type HandshakeOptions } from "./handshake.ts";
-import { DEFAULT_RTT_MS, Lane, type LaneOptions, type LaneStats } from "./lane.ts";
+import { DEFAULT_RTT_MS, Lane, type LaneOptions } from "./lane.ts";
+import { Liveness } from "./liveness.ts";
 import { DatagramQueue, Pings, ProbeQueue, SignalReceiver, SignalSender } from "./messages.ts";
 import { Recovery, type SentFrame } from "./recovery.ts";
 import { Streams } from "./streams.ts";
@@ -33,6 +35,8 @@ import { Streams } from "./streams.ts";
 const MAX_LANES = 32;
 /** Datagrams, probes and signals waiting for takeEvents(); the other kinds are bounded by streams and pings. */
 const MAX_WAITING_EVENTS = 1_024;
+/** Of these, datagrams: as much as the peer may have under way at once; a busy shell loses the rest, as UDP does. */
+const MAX_WAITING_DATAGRAM_BYTES = 1 << 20;
 /** What a packet may carry at least, whatever stands before it: else a slow lane would carry HELLOs only. */
 const MIN_DATA_BYTES = 1_000;
 
@@ -41,22 +45,8 @@ export interface SessionOptions extends HandshakeOptions {
   /** Send a PING on a lane that carried nothing for this long; undefined: never. */
   keepaliveMs?: number;
   limits?: Partial<SessionLimits>;
-}
-
-export interface SessionStats {
-  streams: number;
-  lanes: LaneStats[];
-  packetsSent: number;
-  packetsReceived: number;
-  /** Duplicates, foreign tags, fragments: dropped without effect. */
-  packetsDropped: number;
-  /** Dropped because a limit on what we hold was reached; the peer sends them again. */
-  packetsRefused: number;
-  datagramsDropped: number;
-  packetsLost: number;
-  bufferedBytes: number;
-  reorderRanges: number;
-  ackRanges: number;
+  /** Shared by the sessions of a node; without one, the limits alone hold. */
+  budget?: MemoryBudget;
 }
 
 // Every packet is written here and sealed before the next one is: no allocation, no second copy.
@@ -77,6 +67,7 @@ export class Session {
   readonly #datagrams = new DatagramQueue();
   readonly #probes = new ProbeQueue();
   readonly #pings = new Pings();
+  readonly #liveness: Liveness;
   #nextNumber = 0;
   #events: SessionEvent[] = [];
   /** An agent's events until accept(). */
@@ -85,13 +76,17 @@ export class Session {
   #packetsReceived = 0;
   #packetsDropped = 0;
   #packetsRefused = 0;
+  #resumedCount = 0;
+  #waitingDatagramBytes = 0;
+  #datagramsRefused = 0;
 
   constructor(options: SessionOptions) {
     this.role = options.role;
     this.#limits = { ...DEFAULT_LIMITS, ...options.limits };
     this.#keepaliveMs = options.keepaliveMs;
     this.#handshake = new Handshake(options);
-    this.#streams = new Streams(this.role, this.#limits, (event) => this.#emit(event));
+    this.#liveness = new Liveness(this.role, options.now);
+    this.#streams = new Streams(this.role, this.#limits, (event) => this.#emit(event), options.budget);
     this.#recovery = new Recovery({
       onFrameAcked: (frame, packet, now) => this.#onFrameAcked(frame, packet.lane.id, now),
       onFrameLost: (frame) => this.#onFrameLost(frame),
@@ -135,16 +130,30 @@ export class Session {
       packetsDropped: this.#packetsDropped,
       packetsRefused: this.#packetsRefused,
       datagramsDropped: this.#datagrams.dropped,
+      datagramsRefused: this.#datagramsRefused,
       packetsLost: this.#recovery.packetsLost,
+      resumedCount: this.#resumedCount,
+      rttMs: this.#rttMs,
       bufferedBytes: this.#streams.bufferedBytes,
       reorderRanges: this.#streams.reorderRanges,
       ackRanges: this.#acks.rangeCount,
     };
   }
 
+  /** No progress for STALL_AFTER_MS or more, as the last `stalled` event said. */
+  get isStalled(): boolean {
+    return !this.isClosed && this.#liveness.isStalled;
+  }
+
+  get #rttMs(): number | undefined {
+    for (const lane of this.#lanes.values()) if (!lane.standby && lane.rttMs !== undefined) return lane.rttMs;
+    return undefined;
+  }
+
   takeEvents(): SessionEvent[] {
     const events = this.#events;
     this.#events = [];
+    this.#waitingDatagramBytes = 0;
     return events;
   }
 
@@ -169,6 +178,11 @@ export class Session {
     this.#handshake.setGrant(grant);
   }
 
+  /** Client: how long the agent should keep the session while we are silent, from the next HELLO on. */
+  setResumeWindow(ms: number): void {
+    this.#handshake.resumeWindowMs = ms;
+  }
+
   // --- lanes ---
 
   /**
@@ -183,6 +197,7 @@ export class Session {
       throw new SessionError("ERR_LANE_LIMIT", `a session runs over at most ${MAX_LANES} paths`);
     this.#lanes.set(lane, new Lane(lane, now, options));
     this.#closing?.addLane(lane);
+    this.#updateLiveness(now);
   }
 
   /** Puts a lane in use or on standby. What is in flight on it stays. */
@@ -203,7 +218,7 @@ export class Session {
   }
 
   /** The path is dead. The session lives on without any lane, for as long as the shell likes. */
-  removeLane(lane: number): void {
+  removeLane(lane: number, now: number): void {
     const removed = this.#lanes.get(lane);
     if (removed === undefined) return;
     this.#lanes.delete(lane);
@@ -212,6 +227,7 @@ export class Session {
     this.#pings.removeLane(lane);
     this.#acks.moveLane(lane, this.#lanes.keys().next().value);
     this.#recovery.abandon(removed);
+    this.#updateLiveness(now);
     if (this.#lanes.size > 0 || this.role !== "client" || this.isClosed) return;
     this.#handshake.onLanesGone(this.#acks.nextExpected);
   }
@@ -283,9 +299,10 @@ export class Session {
     return this.isClosed ? undefined : this.#pings.send(lane);
   }
 
-  /** Lowers (or restores) what write() may buffer: for a session that has been silent for long. */
-  limitSendBuffer(bytes: number): void {
-    this.#limits.maxSendBufferBytes = bytes;
+  /** The peer has been away for long (or is back): hold as little for it as promises allow. */
+  setSilent(isSilent: boolean): void {
+    if (!this.isClosed) this.#streams.setSilent(isSilent);
+    if (!isSilent) this.#streams.wakeWriters();
   }
 
   /** Ends the session at once, undelivered bytes included; CLOSE tells the peer. */
@@ -309,7 +326,9 @@ export class Session {
       else if (error instanceof WireError) this.close(CLOSE_CODES.protocolViolation.code, error.message, now);
       else throw error;
     }
-    if (!this.isClosed) this.#streams.wakeWriters();
+    if (this.isClosed) return;
+    this.#streams.wakeWriters();
+    this.#updateLiveness(now);
   }
 
   #receive(packet: Uint8Array, laneId: number, now: number): void {
@@ -351,10 +370,14 @@ export class Session {
     this.#packetsReceived++;
     const lane = this.#lanes.get(laneId);
     if (lane) lane.lastReceivedAt = now;
+    this.#liveness.onHeard(now);
     let isEliciting = false;
     let isUrgent = false;
-    for (const frame of frames) {
+    for (const [index, frame] of frames.entries()) {
       if (isAckEliciting(frame)) isEliciting = true;
+      // Each may cost a signature check: one a packet.
+      if (frame.kind === "hello" && index > 0)
+        throw new PeerViolation("protocolViolation", "HELLO behind other frames");
       if (frame.kind === "ping" || frame.kind === "hello") isUrgent = true;
       this.#receiveFrame(frame, laneId, now);
       if (this.isClosed) return;
@@ -373,7 +396,10 @@ export class Session {
     const streams = this.#streams;
     switch (frame.kind) {
       case "ack":
-        this.#recovery.onAck(frame, this.#lanes.get(lane), this.#lanes.values(), this.#nextNumber, now);
+        if (this.#recovery.onAck(frame, this.#lanes.get(lane), this.#lanes.values(), this.#nextNumber, now)) {
+          const news = this.#liveness.onProgress(now);
+          if (news) this.#emit(news);
+        }
         break;
       case "hello":
         this.#receiveHello(frame.hello);
@@ -384,6 +410,7 @@ export class Session {
         streams.onOpen(frame);
         break;
       case "stream":
+        this.#liveness.onUse(now);
         streams.onStream(frame);
         break;
       case "reset":
@@ -408,8 +435,9 @@ export class Session {
           this.#emit({ kind: "signal", ...signal });
         break;
       case "datagram":
+        this.#liveness.onUse(now);
         if (this.#handshake.isAccepted && streams.knows(frame.stream))
-          this.#emit({ kind: "datagram", stream: frame.stream, data: frame.data.slice() });
+          this.#emitDatagram(frame.stream, frame.data);
         break;
       case "probe":
         if (this.#handshake.isAccepted)
@@ -464,6 +492,7 @@ export class Session {
     const packet = this.#buildPacket(known, new PacketWriter(scratch, limit), now);
     if (packet) this.#packetsSent++;
     this.#streams.wakeWriters();
+    this.#updateLiveness(now);
     return packet;
   }
 
@@ -502,6 +531,7 @@ export class Session {
     const number = this.#nextNumber++;
     if (!hasMore && this.#handshake.state === "acked") return packet; // a bare ACK is not acknowledged itself
     if (this.#handshake.state === "unsent") this.#handshake.state = "sent";
+    if (sent.some(({ kind }) => kind === "stream")) this.#liveness.onUse(now);
     lane.probeDue = false;
     lane.keepaliveDue = false;
     this.#recovery.onSent(lane, number, packet.length, sent, now);
@@ -558,6 +588,8 @@ export class Session {
     if (this.#closing) return this.#closing.endsAt;
     if (!this.#handshake.isAccepted) return undefined;
     let earliest = this.#lanes.size > 0 ? this.#acks.nextTimeout() : undefined;
+    const stallAt = this.#liveness.stallAt();
+    if (stallAt !== undefined && (earliest === undefined || stallAt < earliest)) earliest = stallAt;
     const consider = (at: number | undefined): void => {
       if (at !== undefined && (earliest === undefined || at < earliest)) earliest = at;
     };
@@ -572,6 +604,9 @@ export class Session {
   handleTimeout(now: number): void {
     if (this.#closing || !this.#handshake.isAccepted) return;
     this.#acks.handleTimeout(now);
+    this.#updateLiveness(now);
+    const news = this.#liveness.check(now);
+    if (news) this.#emit(news);
     for (const lane of this.#lanes.values()) {
       if (now >= (this.#keepaliveAt(lane) ?? Number.POSITIVE_INFINITY)) lane.keepaliveDue = true;
       this.#recovery.detectLost(lane, now);
@@ -582,15 +617,37 @@ export class Session {
   }
 
   #keepaliveAt(lane: Lane): number | undefined {
-    if (this.#keepaliveMs === undefined || lane.standby || lane.keepaliveDue) return undefined;
-    return Math.max(lane.lastReceivedAt ?? 0, lane.lastSentAt) + this.#keepaliveMs;
+    if (lane.standby || lane.keepaliveDue) return undefined;
+    const keepaliveAt =
+      this.#keepaliveMs === undefined
+        ? undefined
+        : Math.max(lane.lastReceivedAt ?? 0, lane.lastSentAt) + this.#keepaliveMs;
+    // In use: asked sooner, unless something under way asks already.
+    if (lane.inFlightBytes > 0 || this.#streams.count === 0) return keepaliveAt;
+    return this.#liveness.askAt() ?? keepaliveAt;
+  }
+
+  #updateLiveness(now: number): void {
+    if (this.isClosed || !this.#handshake.isAccepted) return;
+    this.#liveness.update(this.#isWaiting, now);
+  }
+
+  /** Is anything due from the peer, or waiting for a way to it? What its windows hold back is neither. */
+  get #isWaiting(): boolean {
+    if (this.#lanes.size === 0 || this.#handshake.state !== "acked") return true;
+    if (this.#hasBulk || this.#streams.hasControl) return true;
+    for (const lane of this.#lanes.values())
+      if (lane.inFlightBytes > 0 || lane.probeDue || lane.keepaliveDue) return true;
+    return false;
   }
 
   // --- what became of frames ---
 
   #onFrameAcked(frame: SentFrame, lane: number, now: number): void {
     if (frame.kind === "hello") {
-      if (this.#handshake.onAcked()) this.#emit({ kind: "resumed" });
+      if (!this.#handshake.onAcked()) return;
+      this.#resumedCount++;
+      this.#emit({ kind: "resumed" });
     } else if (frame.kind === "ack") this.#acks.onAckAcked(frame.largest);
     else if (frame.kind === "signal") this.#signalsOut.onAcked(frame.seq);
     else if (frame.kind !== "ping") this.#streams.onFrameAcked(frame);
@@ -609,10 +666,22 @@ export class Session {
     if (this.isClosed) return;
     const queue = this.#handshake.isAccepted || event.kind === "hello" ? this.#events : this.#held;
     if (queue.length >= MAX_WAITING_EVENTS) {
-      if (event.kind === "datagram" || event.kind === "probe") return;
+      if (event.kind === "probe") return;
       if (event.kind === "signal") throw new PeerViolation("resourceLimit", "too many signals");
     }
     queue.push(event);
+  }
+
+  #emitDatagram(stream: number, data: Uint8Array): void {
+    if (
+      this.#events.length >= MAX_WAITING_EVENTS ||
+      this.#waitingDatagramBytes + data.length > MAX_WAITING_DATAGRAM_BYTES
+    ) {
+      this.#datagramsRefused++;
+      return;
+    }
+    this.#waitingDatagramBytes += data.length;
+    this.#emit({ kind: "datagram", stream, data: data.slice() });
   }
 
   #finish(code: number, reason: string, byPeer: boolean, now: number): void {

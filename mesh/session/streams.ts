@@ -11,6 +11,7 @@ import {
   type PacketWriter,
   streamHeaderBytes,
 } from "../wire/session.ts";
+import type { MemoryBudget } from "./budget.ts";
 import { PeerViolation, SessionError } from "./errors.ts";
 import type { SessionEvent, SessionLimits } from "./events.ts";
 import { RangeSet } from "./ranges.ts";
@@ -21,6 +22,9 @@ import { ReceiveWindow } from "./window.ts";
 
 /** A sliver of data at the end of a packet costs more than it brings. */
 const MIN_PIECE_BYTES = 32;
+/** What a session may buffer for sending in any case; beyond it, the node's budget is asked, by this much at a time. */
+const SURE_SEND_BYTES = 1 << 20;
+const SEND_STEP_BYTES = 1 << 20;
 /** MAX_STREAM_DATA, the longest of the window updates. */
 const MAX_LIMIT_FRAME_BYTES = 17;
 
@@ -47,6 +51,11 @@ export class Streams {
   #nextLocal = 0;
   #localCount = 0;
   #bufferedBytes = 0;
+  readonly #budget: MemoryBudget | undefined;
+  /** Taken from the budget to buffer more than SURE_SEND_BYTES. */
+  #sendReserveBytes = 0;
+  /** The peer has been away for long: buffer no more than the sure share. */
+  #isSilent = false;
 
   // What we allow the peer.
   #window: ReceiveWindow;
@@ -58,11 +67,17 @@ export class Streams {
   #peerClosed = 0;
   #reorderRanges = 0;
 
-  constructor(role: "client" | "agent", limits: SessionLimits, emit: (event: SessionEvent) => void) {
+  constructor(
+    role: "client" | "agent",
+    limits: SessionLimits,
+    emit: (event: SessionEvent) => void,
+    budget?: MemoryBudget,
+  ) {
     this.#limits = limits;
+    this.#budget = budget;
     this.#emit = emit;
     this.#localParity = role === "client" ? 0 : 1;
-    this.#window = new ReceiveWindow(limits.initialSessionWindowBytes, limits.maxSessionWindowBytes);
+    this.#window = new ReceiveWindow(limits.initialSessionWindowBytes, limits.maxSessionWindowBytes, budget);
     if (role === "client") this.#maxPeerStreams = limits.maxStreams;
     // Until an agent has accepted the grant, a stranger may make it hold this much.
     else this.#window.limit = Math.min(this.#window.limit, EARLY_MAX_DATA_BYTES);
@@ -370,6 +385,7 @@ export class Streams {
   onFrameAcked(frame: SentFrame): void {
     if (frame.kind === "stream") {
       this.#bufferedBytes -= frame.stream.send.onAcked(frame.offset, frame.length, frame.fin);
+      if (this.#sendReserveBytes > 0) this.#giveReserve(SURE_SEND_BYTES);
     } else if (frame.kind === "open") frame.stream.onOpenAcked();
     else if (frame.kind === "reset") frame.stream.send.onResetAcked();
     else if (frame.kind === "stop" && frame.stream.stop) frame.stream.stop.state = "acked";
@@ -418,8 +434,20 @@ export class Streams {
     }
   }
 
+  /** The peer is away for long, or back: whether little is buffered for it and promised to it, or as much as helps. */
+  setSilent(isSilent: boolean): void {
+    if (this.#isSilent === isSilent) return;
+    this.#isSilent = isSilent;
+    if (!isSilent) return this.#window.restore();
+    this.#window.shrink();
+    this.#giveReserve(0);
+  }
+
   /** Frees everything: the session is closed. */
   clear(): void {
+    this.#window.shrink();
+    this.#budget?.give(this.#sendReserveBytes);
+    this.#sendReserveBytes = 0;
     for (const stream of this.#streams.values()) this.#scheduler.remove(stream);
     for (const set of [this.#control, this.#parked, this.#blockedWriters]) set.clear();
     this.#waitingForCredit = [];
@@ -505,6 +533,7 @@ export class Streams {
   #reset(stream: Stream, code: number): void {
     if (stream.send.isReset || stream.send.isDone) return;
     this.#bufferedBytes -= stream.send.reset(code);
+    if (this.#sendReserveBytes > 0) this.#giveReserve(SURE_SEND_BYTES);
     this.#scheduler.remove(stream);
     this.#parked.delete(stream);
     this.#blockedWriters.delete(stream);
@@ -519,11 +548,30 @@ export class Streams {
   }
 
   #writeRoom(stream: Stream): number {
-    const { maxUnsentBytes, maxSendBufferBytes } = this.#limits;
-    return Math.max(
-      Math.min(maxUnsentBytes - stream.send.unsentBytes, maxSendBufferBytes - this.#bufferedBytes),
-      0,
-    );
+    const { maxUnsentBytes } = this.#limits;
+    return Math.max(Math.min(maxUnsentBytes - stream.send.unsentBytes, this.#sendRoom(maxUnsentBytes)), 0);
+  }
+
+  /** Bytes that may be buffered now; the budget is asked when that is less than `wantedBytes`. */
+  #sendRoom(wantedBytes: number): number {
+    const { maxSendBufferBytes } = this.#limits;
+    const sure = Math.min(SURE_SEND_BYTES, maxSendBufferBytes);
+    const room = () => sure + this.#sendReserveBytes - this.#bufferedBytes;
+    while (!this.#isSilent && room() < wantedBytes) {
+      const step = Math.min(SEND_STEP_BYTES, maxSendBufferBytes - sure - this.#sendReserveBytes);
+      if (step <= 0 || !(this.#budget?.take(step) ?? true)) break;
+      this.#sendReserveBytes += step;
+    }
+    return room();
+  }
+
+  /** Gives back what the buffers don't need, but for `spareBytes`. */
+  #giveReserve(spareBytes: number): void {
+    const needed = Math.max(this.#bufferedBytes + spareBytes - SURE_SEND_BYTES, 0);
+    const excess = this.#sendReserveBytes - Math.ceil(needed / SEND_STEP_BYTES) * SEND_STEP_BYTES;
+    if (excess < SEND_STEP_BYTES) return;
+    this.#sendReserveBytes -= excess;
+    this.#budget?.give(excess);
   }
 
   /** Queues the OPENs the peer's stream limit has room for, in order. */

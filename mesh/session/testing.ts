@@ -107,7 +107,7 @@ export class SimulatedNetwork {
   /** The link breaks; both ends notice. What is under way on it is gone. */
   cut(lane: number): void {
     this.#links.delete(lane);
-    for (const session of [this.client, this.agent]) session.removeLane(lane);
+    for (const session of [this.client, this.agent]) session.removeLane(lane, this.now);
   }
 
   setSilent(lane: number, isSilent: boolean): void {

@@ -245,6 +245,29 @@ export function turnSendIntoRecv(buffer: Uint8Array, start: number, src: Uint8Ar
   buffer.set(src, start + HEADER_BYTES);
 }
 
+/**
+ * Turns the ForwardPacket at `start` into the RecvPacket its receiver gets: the destination between the keys and the
+ * data goes, so the frame begins 32 bytes later.
+ *
+ * @returns where it begins
+ */
+export function turnForwardIntoRecv(buffer: Uint8Array, start: number, end: number): number {
+  const at = start + KEY_BYTES;
+  const src = start + HEADER_BYTES;
+  buffer.copyWithin(at + HEADER_BYTES, src, src + KEY_BYTES);
+  writeHeader(buffer, at, FRAME.recvPacket, end - at - HEADER_BYTES);
+  return at;
+}
+
+/** Makes the ForwardPacket for a sibling server of a whole SendPacket frame. */
+export function forwardOfSend(send: Uint8Array, src: Uint8Array): Uint8Array {
+  const out = new Uint8Array(send.length + KEY_BYTES);
+  writeHeader(out, 0, FRAME.forwardPacket, out.length - HEADER_BYTES);
+  out.set(src, HEADER_BYTES);
+  out.set(send.subarray(HEADER_BYTES), HEADER_BYTES + KEY_BYTES);
+  return out;
+}
+
 /** Whether packet data is a path-discovery message (magic 54 53 F0 9F 92 AC, at least 62 bytes). */
 export function isDisco(buffer: Uint8Array, start: number, end: number): boolean {
   return (
@@ -417,11 +440,16 @@ export function encodeClientInfo(info: ClientInfo): Uint8Array {
   );
 }
 
+/** What servers of a region may share: 64 hex digits, or the 32 printable characters an older fork uses. */
+export function isMeshKeyText(text: string): boolean {
+  return /^([0-9a-f]{64}|[\x21-\x7e]{32})$/i.test(text);
+}
+
 /** @throws {WireError} ERR_BAD_VALUE */
 export function decodeClientInfo(json: Uint8Array): ClientInfo {
   const field = fields(json);
   const meshKey = field("meshKey", "string");
-  if (meshKey !== undefined && !/^([0-9a-f]{64}|[\x21-\x7e]{32})$/i.test(meshKey))
+  if (meshKey !== undefined && !isMeshKeyText(meshKey))
     throw new WireError("ERR_BAD_VALUE", "meshKey is neither 64 hex digits nor 32 characters");
   return {
     version: integer(field("version", "number")) ?? 0,

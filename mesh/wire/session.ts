@@ -32,7 +32,8 @@
 //   0e DATAGRAM        stream | length | data          for a UDP forward; not resent
 //   20-2f SIGNAL       length | seq | body <= 16,384 bytes. Delivered once and in order of seq (0, 1, 2 ... over all
 //                      types, counted per direction); at most 32 unacknowledged.
-//                      20 candidates, 21 offer, 22 answer, 23 bye, 24 token, 25 grant renewal
+//                      20 candidates, 21 offer, 22 answer, 23 bye, 24 token, 25 grant renewal,
+//                      26 resume window: ms varint, in place of the one in the client's HELLO
 //   30-3f PROBE        length | body <= 1,024 bytes. About the path it arrives on; not resent, not ordered.
 //                      30 path challenge, 31 path response
 //   40 and up          length | body: skipped by who does not know it
@@ -104,6 +105,7 @@ export const SIGNAL = {
   bye: 0x23,
   token: 0x24,
   grantRenewal: 0x25,
+  resumeWindow: 0x26,
 } as const;
 export const PROBE = { challenge: 0x30, response: 0x31 } as const;
 

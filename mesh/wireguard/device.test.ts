@@ -3,6 +3,7 @@ import fc from "fast-check";
 import { nodeCrypto } from "../node/crypto.ts";
 import { fromUtf8, toHex, utf8 } from "../wire/bytes.ts";
 import { MAX_PLAINTEXT_BYTES } from "../wire/wireguard.ts";
+import { MacWriter } from "./cookie.ts";
 import { WireGuardError } from "./crypto.ts";
 import {
   type DeviceOptions,
@@ -14,7 +15,7 @@ import {
   WireGuardDevice,
 } from "./device.ts";
 import { KEEPALIVE_AFTER_MS, REJECT_AFTER_MS, REKEY_AFTER_MS, REKEY_ON_RECEIVE_MS } from "./keypair.ts";
-import { EPOCH_MS, type Node, SimulatedNetwork, seededBytes } from "./testing.ts";
+import { CALM, EPOCH_MS, type Node, SimulatedNetwork, seededBytes } from "./testing.ts";
 
 const seed = 1_337;
 const HERE = { key: "here" };
@@ -368,25 +369,65 @@ describe("WireGuard device: what others send", () => {
     );
   });
 
-  it("keeps at most 64 nodes that nobody admitted, eight of one source, for ten seconds", () => {
-    const { agent } = setup({ agent: { maxHandshakesPerSecond: 1_000 } });
-    const knock = (source: string, now: number): WireGuardDevice => {
+  describe("strangers", () => {
+    const knock = (agent: Node, source: string, now: number): WireGuardDevice => {
       const stranger = device();
       stranger.initiate(agent.device.publicKey, now, EPOCH_MS);
       const [initiation] = messagesOf(stranger.takeOutputs());
       agent.device.receive(initiation, { key: source }, now, EPOCH_MS);
       return stranger;
     };
-    const [admitted] = Array.from({ length: 9 }, () => knock("one", 0));
-    assert.equal(agent.device.size.peers, 8);
-    agent.device.admit(admitted.publicKey);
-    for (let i = 0; i < 100; i++) knock(`other-${i}`, 1);
-    assert.deepEqual(agent.device.size, { peers: 65, unadmitted: 64, indices: 65 });
-    assert.equal(agent.device.counters.refusedHandshakes, 1 + 100 - 57);
-    agent.device.handleTimeout(UNADMITTED_MS, EPOCH_MS);
-    agent.device.handleTimeout(UNADMITTED_MS + 1, EPOCH_MS);
-    assert.deepEqual(agent.device.size, { peers: 1, unadmitted: 0, indices: 1 });
-    assert.equal(agent.device.hasPeer(admitted.publicKey), true);
+    const crowded = () => setup({ agent: { maxHandshakesPerSecond: 10_000 } });
+
+    it("are kept for ten seconds, 256 at most, 32 of one source; then the oldest go", () => {
+      const { agent } = crowded();
+      const [admitted, first] = Array.from({ length: 33 }, () => knock(agent, "one", 0));
+      assert.equal(agent.device.size.peers, 32);
+      assert.equal(agent.device.hasPeer(admitted.publicKey), false);
+      agent.device.admit(first.publicKey);
+      for (let i = 0; i < 300; i++) knock(agent, `other-${i}`, 1);
+      assert.deepEqual(agent.device.size, { peers: 257, unadmitted: 256, indices: 257 });
+      assert.equal(agent.device.counters.evictedHandshakes, 1 + 31 + 300 - 256);
+      assert.equal(agent.device.counters.refusedHandshakes, 0);
+      agent.device.handleTimeout(UNADMITTED_MS, EPOCH_MS);
+      agent.device.handleTimeout(UNADMITTED_MS + 1, EPOCH_MS);
+      assert.deepEqual(agent.device.size, { peers: 1, unadmitted: 0, indices: 1 });
+      assert.equal(agent.device.hasPeer(first.publicKey), true);
+    });
+
+    it("who fill every place keep nobody out, nor does a crowd of one source push out others", () => {
+      const { net, client, agent } = crowded();
+      for (let i = 0; i < 256; i++) knock(agent, `other-${i}`, 0);
+      net.initiate(client, agent);
+      net.run(30);
+      for (let i = 0; i < 200; i++) knock(agent, "one", net.now);
+      net.run(60);
+      assert.deepEqual(kinds(client.events), ["established"]);
+      assert.deepEqual(kinds(agent.events), ["established"]);
+      agent.device.admit(client.device.publicKey);
+      for (let i = 0; i < 300; i++) knock(agent, `more-${i}`, net.now);
+      assert.equal(net.send(agent, client, utf8("still here")), true);
+    });
+
+    it("whose message does not authenticate push nobody out", () => {
+      const { net, client, agent } = setup({
+        agent: { maxHandshakesPerSecond: 10_000, maxUnadmittedHandshakes: 8 },
+      });
+      net.initiate(client, agent);
+      net.run(60);
+      const stranger = device();
+      for (let i = 0; i < 20; i++) {
+        stranger.removePeer(agent.device.publicKey);
+        stranger.initiate(agent.device.publicKey, 1_000 * i, EPOCH_MS);
+        const [initiation] = messagesOf(stranger.takeOutputs());
+        initiation[100] ^= 1; // within the sealed timestamp; mac1 is made anew
+        const macs = new MacWriter(nodeCrypto, agent.device.publicKey);
+        macs.write(initiation, 0);
+        agent.device.receive(initiation, { key: `other-${i}` }, net.now, EPOCH_MS);
+      }
+      assert.equal(agent.device.counters.forgedHandshakes, 20);
+      assert.equal(agent.device.hasPeer(client.device.publicKey), true);
+    });
   });
 
   it("asks for cookies under load, and lets in who brings one", () => {
@@ -431,6 +472,53 @@ describe("WireGuard device: what others send", () => {
     assert.equal(client.device.counters.forgedHandshakes, 1);
     client.device.receive(latest, HERE, 2, EPOCH_MS);
     assert.equal(client.device.counters.forgedHandshakes, 1);
+  });
+});
+
+describe("WireGuard device: outages", () => {
+  for (const [what, ms] of [
+    ["three minutes", REJECT_AFTER_MS + 1],
+    ["half an hour", 30 * 60_000],
+    ["a day", 24 * 3_600_000],
+  ] as const)
+    for (const first of ["client", "agent"] as const)
+      it(`after ${what} of silence, whoever has something to say is heard within two round trips (${first})`, () => {
+        const all = connected();
+        const { net } = all;
+        const [from, to] = first === "client" ? [all.client, all.agent] : [all.agent, all.client];
+        net.run(net.now + ms);
+        const startedAt = net.now;
+        if (!net.send(from, to, utf8("x"))) {
+          net.run(startedAt + 50);
+          assert.equal(net.send(from, to, utf8("x")), true);
+        }
+        net.run(startedAt + 80);
+        assert.deepEqual(packets(to), ["x"]);
+      });
+
+  it("while nothing arrives, it is tried for 90 s, and again as soon as somebody wants it", () => {
+    const { net, client, agent } = connected();
+    net.weather = { ...CALM, loss: 1 };
+    net.run(net.now + REJECT_AFTER_MS);
+    assert.equal(net.send(client, agent, utf8("x")), false);
+    net.run(net.now + GIVE_UP_AFTER_MS + MAX_JITTER_MS);
+    assert.deepEqual(kinds(client.events), ["handshake-failed"]);
+    assert.equal(client.device.isTrying(agent.device.publicKey), false);
+    net.weather = CALM;
+    assert.equal(net.send(client, agent, utf8("x")), false);
+    net.run(net.now + 50);
+    assert.equal(net.send(client, agent, utf8("x")), true);
+  });
+
+  it("a new path gets a handshake at once, and what a cookie proved is still worth something", () => {
+    const { net, client, agent } = setup({ agent: { maxHandshakesPerSecond: 0 } });
+    net.initiate(client, agent);
+    net.run(50);
+    assert.equal(agent.device.counters.cookieRepliesSent, 1);
+    client.device.initiateAnew(agent.device.publicKey, net.now, EPOCH_MS + net.now);
+    net.run(100);
+    assert.deepEqual(kinds(client.events), ["established"]);
+    assert.equal(agent.device.counters.cookieRepliesSent, 1);
   });
 });
 

@@ -48,6 +48,7 @@ export const DOUBT_AFTER_MS = KEEPALIVE_AFTER_MS + REKEY_RETRY_MS;
 /** Mixed in first, so that no other use of the same Noise handshake can be confused with this one. */
 const IDENTIFIER = utf8("WireGuard v1 zx2c4 Jason@zx2c4.com");
 const NOTHING = new Uint8Array();
+const JITTER_STORE_BYTES = 256;
 
 export interface DeviceOptions {
   /** 32 bytes. */
@@ -59,7 +60,7 @@ export interface DeviceOptions {
   acceptUnknown?: boolean;
   /** All peers together. Default 4,096. */
   maxPeers?: number;
-  /** Default 64; at most an eighth of it, but one, from a single source. */
+  /** Default 256, some 4 KB each; at most an eighth of it, but one, from a single source. Then the oldest goes. */
   maxUnadmittedHandshakes?: number;
   /** Above this rate initiators must show a cookie. Answering costs 0.5 ms. Default 100. */
   maxHandshakesPerSecond?: number;
@@ -88,6 +89,8 @@ export interface DeviceCounters {
   badMac1: number;
   /** Handshakes with a key we do not know, or beyond a limit. */
   refusedHandshakes: number;
+  /** Strangers who had to go, before anybody admitted them, for later ones. */
+  evictedHandshakes: number;
   forgedHandshakes: number;
   replayedHandshakes: number;
   cookieRepliesSent: number;
@@ -117,6 +120,7 @@ export class WireGuardDevice {
     unknownIndex: 0,
     badMac1: 0,
     refusedHandshakes: 0,
+    evictedHandshakes: 0,
     forgedHandshakes: 0,
     replayedHandshakes: 0,
     cookieRepliesSent: 0,
@@ -141,6 +145,8 @@ export class WireGuardDevice {
   /** Nothing is due before this; deadlines that moved later are found out when it comes. */
   #wakeAt = Number.POSITIVE_INFINITY;
   #outputs: DeviceOutput[] = [];
+  #jitterStore: Uint8Array = NOTHING;
+  #jitterLeft = 0;
 
   /** @throws {WireGuardError} ERR_BAD_KEY */
   constructor(options: DeviceOptions) {
@@ -151,7 +157,7 @@ export class WireGuardDevice {
     this.#randomBytes = options.randomBytes;
     this.#acceptUnknown = options.acceptUnknown ?? false;
     this.#maxPeers = options.maxPeers ?? 4_096;
-    this.#maxUnadmitted = options.maxUnadmittedHandshakes ?? 64;
+    this.#maxUnadmitted = options.maxUnadmittedHandshakes ?? 256;
     this.#maxUnadmittedPerSource = Math.max(1, Math.floor(this.#maxUnadmitted / 8));
     this.#checker = new CookieChecker(options.crypto, this.publicKey, options.randomBytes);
     this.#load = new HandshakeLoad(options.maxHandshakesPerSecond ?? 100);
@@ -204,6 +210,11 @@ export class WireGuardDevice {
     return this.#peers.get(mapKey(publicKey))?.current?.canSend(now) ?? false;
   }
 
+  /** Whether a handshake of ours is under way. */
+  isTrying(publicKey: Uint8Array): boolean {
+    return this.#peers.get(mapKey(publicKey))?.attempt !== undefined;
+  }
+
   /**
    * Starts a handshake unless one is under way; an unknown node becomes known.
    *
@@ -213,6 +224,18 @@ export class WireGuardDevice {
   initiate(publicKey: Uint8Array, now: number, wallClockMs: number): void {
     const peer = this.#known(publicKey);
     if (!peer.attempt) this.#startAttempt(peer, now, wallClockMs);
+  }
+
+  /**
+   * Starts a handshake at once, also while one is under way: the path is another one now, and what was sent on the old
+   * one may be lost. What a cookie has proven stays proven.
+   *
+   * @throws as initiate
+   */
+  initiateAnew(publicKey: Uint8Array, now: number, wallClockMs: number): void {
+    const peer = this.#known(publicKey);
+    this.#endAttempt(peer);
+    this.#startAttempt(peer, now, wallClockMs);
   }
 
   /**
@@ -374,7 +397,7 @@ export class WireGuardDevice {
       { ephemeral, sealedStatic, sealedPayload: sealedTimestamp },
       (remoteStatic) => {
         peer = this.#peers.get(mapKey(remoteStatic));
-        refused = !peer && !this.#hasRoomFor(from);
+        refused = !peer && !this.#mayTake();
         shared = peer?.shared ?? (refused ? undefined : this.#identity.shared(remoteStatic));
         return shared;
       },
@@ -384,6 +407,7 @@ export class WireGuardDevice {
       return;
     }
     if (!peer) {
+      this.#makeRoomFor(from);
       peer = new Peer(this.#crypto, new Uint8Array(received.remoteStatic), shared);
       peer.unadmitted = { sourceKey: from.key, untilAt: now + UNADMITTED_MS };
       this.#unadmitted.add(peer);
@@ -451,12 +475,31 @@ export class WireGuardDevice {
   }
 
   /** Whether a handshake with a node we do not know may go on. */
-  #hasRoomFor(from: Source): boolean {
-    if (!this.#acceptUnknown || this.#peers.size >= this.#maxPeers) return false;
-    if (this.#unadmitted.size >= this.#maxUnadmitted) return false;
-    let ofSource = 0;
-    for (const peer of this.#unadmitted) if (peer.unadmitted?.sourceKey === from.key) ofSource++;
-    return ofSource < this.#maxUnadmittedPerSource;
+  #mayTake(): boolean {
+    return this.#acceptUnknown && (this.#peers.size < this.#maxPeers || this.#unadmitted.size > 0);
+  }
+
+  /**
+   * Who wants in needs its place for a round trip only, so a full house loses its oldest stranger: first one of the
+   * same source, else one of the source that has most of them. Nobody is kept out by strangers who stay.
+   */
+  #makeRoomFor(from: Source): void {
+    const bySource = new Map<string, Peer[]>();
+    for (const peer of this.#unadmitted) {
+      const key = peer.unadmitted!.sourceKey;
+      const known = bySource.get(key);
+      if (known) known.push(peer);
+      else bySource.set(key, [peer]);
+    }
+    let crowd = bySource.get(from.key) ?? [];
+    if (crowd.length < this.#maxUnadmittedPerSource) {
+      if (this.#unadmitted.size < this.#maxUnadmitted && this.#peers.size < this.#maxPeers) return;
+      crowd = []; // not of this source, then
+      for (const peers of bySource.values()) if (peers.length > crowd.length) crowd = peers;
+    }
+    if (crowd.length === 0) return;
+    this.counters.evictedHandshakes++;
+    this.removePeer(crowd[0].publicKey);
   }
 
   // --- transport
@@ -603,7 +646,12 @@ export class WireGuardDevice {
     }
   }
 
+  /** Drawn for every other packet of an answered stream: from a store, since a call for a single byte costs 1-2 us. */
   #jitterMs(): number {
-    return (this.#randomBytes(1)[0] / 256) * MAX_JITTER_MS;
+    if (this.#jitterLeft === 0) {
+      this.#jitterStore = this.#randomBytes(JITTER_STORE_BYTES);
+      this.#jitterLeft = JITTER_STORE_BYTES;
+    }
+    return (this.#jitterStore[--this.#jitterLeft] / 256) * MAX_JITTER_MS;
   }
 }

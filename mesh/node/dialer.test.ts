@@ -1,0 +1,135 @@
+import assert from "node:assert/strict";
+import { MeshError } from "../wire/errors.ts";
+import type { Coordinator, GrantedAgent } from "./coordinator.ts";
+import { Dialer, type DialerHost } from "./dialer.ts";
+import { SessionLink } from "./link.ts";
+
+const AGENT = "a1";
+
+class Refused extends MeshError {
+  readonly code: `ERR_${string}`;
+  constructor(code: `ERR_${string}`) {
+    super(`${code} of the control plane`);
+    this.code = code;
+  }
+}
+
+/** A dialer whose time is a number, with a session to one agent. */
+class Bench {
+  now = 0;
+  asked = 0;
+  answer: () => GrantedAgent = () => ({ grant: new Uint8Array(), record: this.record() });
+  readonly host: DialerHost;
+  readonly dialer: Dialer;
+  link!: SessionLink;
+
+  constructor() {
+    const nothing = () => undefined;
+    this.host = {
+      now: () => this.now,
+      start: ({ nodeKey }, grant, agentId, resumeWindowMs) => {
+        const sessionId = new Uint8Array(16).fill(1);
+        const host = {
+          ...{ schedule: nothing, onStream: nothing, onReady: nothing, onLiveness: nothing },
+          admit: () => ({ refuse: "notYours" as const }),
+          onClosed: (link: SessionLink) => this.dialer.onClosed(link),
+          now: () => this.now,
+        };
+        const options = { role: "client" as const, now: this.now, sessionId, grant, agentId, resumeWindowMs };
+        this.link = new SessionLink(host, nodeKey, options);
+        return this.link;
+      },
+      reach: async () => undefined,
+      moved: nothing,
+      isDoubtful: () => false,
+      debug: nothing,
+    };
+    const requestGrant = async () => {
+      this.asked++;
+      return this.answer();
+    };
+    this.dialer = new Dialer(this.host, { requestGrant } as unknown as Coordinator);
+  }
+
+  record(nodeKey = "key") {
+    return { agentId: AGENT, nodeKey, homeRegion: 1, issuedAt: 0, expiresAt: 1e15 };
+  }
+
+  async connected(): Promise<this> {
+    await this.dialer.connect(AGENT);
+    return this;
+  }
+
+  /** Sweeps once a second. */
+  async pass(ms: number): Promise<void> {
+    for (const until = this.now + ms; this.now < until; ) {
+      this.now += 1_000;
+      this.dialer.sweep();
+      await new Promise(setImmediate);
+      this.link.handleEvents();
+    }
+  }
+}
+
+describe("an agent whose record is gone", () => {
+  it("is asked for once a minute, and its session waits as long as the control plane knows it", async () => {
+    const bench = await new Bench().connected();
+    bench.dialer.onRecordGone(AGENT);
+    bench.answer = () => ({ grant: new Uint8Array(), record: undefined });
+    await bench.pass(3_600_000);
+    assert.equal(bench.link.session.isClosed, false);
+    const asked = bench.asked - 1;
+    assert.ok(asked > 50 && asked < 70, `${asked} times in an hour`);
+  });
+
+  it("is given up when the control plane refuses it, with that reason", async () => {
+    const bench = await new Bench().connected();
+    bench.dialer.onRecordGone(AGENT);
+    bench.answer = () => {
+      throw new Refused("ERR_WORKSPACE_STOPPED");
+    };
+    await bench.pass(29_000);
+    assert.equal(bench.link.session.isClosed, false);
+    await bench.pass(62_000);
+    assert.equal(bench.link.session.isClosed, true);
+  });
+
+  for (const code of ["ERR_COORDINATOR_UNREACHABLE", "ERR_BUSY"] as const)
+    it(`is not given up for ${code}`, async () => {
+      const bench = await new Bench().connected();
+      bench.dialer.onRecordGone(AGENT);
+      bench.answer = () => {
+        throw new Refused(code);
+      };
+      await bench.pass(3_600_000);
+      assert.equal(bench.link.session.isClosed, false);
+    });
+
+  it("that is back under another key ends the session: it is another process", async () => {
+    const bench = await new Bench().connected();
+    bench.dialer.onRecord(bench.record("key"));
+    assert.equal(bench.link.session.isClosed, false);
+    bench.dialer.onRecord(bench.record("another"));
+    assert.equal(bench.link.session.isClosed, true);
+  });
+});
+
+describe("a session that may be with a process that is gone", () => {
+  it("is asked about before it is used again, and replaced when it is", async () => {
+    const bench = await new Bench().connected();
+    const [first, host] = [bench.link, bench.host];
+    host.isDoubtful = (link) => link === first;
+    bench.answer = () => ({ grant: new Uint8Array(), record: bench.record("another") });
+    assert.notEqual(await bench.dialer.connect(AGENT), first);
+    assert.equal(first.session.isClosed, true);
+  });
+
+  it("is used all the same when the coordinator can't be asked", async () => {
+    const bench = await new Bench().connected();
+    bench.host.isDoubtful = () => true;
+    bench.answer = () => {
+      throw new Refused("ERR_COORDINATOR_UNREACHABLE");
+    };
+    assert.equal(await bench.dialer.connect(AGENT), bench.link);
+  });
+});
