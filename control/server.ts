@@ -1,6 +1,7 @@
 // The control plane as one running thing: database, API, job queue, reaper, upgrades. The command that composes a
 // server (client/commands/server.ts) attaches relay, coordinator and daemons through `upgrades` and `startDaemons`.
 import http, { type IncomingMessage } from "node:http";
+import https from "node:https";
 import type { AddressInfo } from "node:net";
 import type { Duplex } from "node:stream";
 import type { Knex } from "knex";
@@ -38,6 +39,8 @@ export interface ControlPlaneOptions {
   listenHost: string;
   /** 0: any free one. */
   listenPort: number;
+  /** Listens with TLS as well; plain HTTP stays, for what runs on this machine and behind a proxy. */
+  tls?: { host: string; port: number; options: https.ServerOptions };
   /** No other server uses the database: jobs that were running when we start have nobody who works on them. */
   isDatabaseOurs?: boolean;
   /** The URL people and workspaces reach us at; default: where we listen. */
@@ -62,6 +65,10 @@ export interface ControlPlane {
   url: string;
   accessUrl: string;
   port: number;
+  /** Where it listens with TLS, as a URL on this machine. */
+  tlsUrl: string | undefined;
+  /** New connections get these certificates; those that are open go on. */
+  setTls(options: https.ServerOptions): void;
   queue: PostgresJobQueue;
   topics: Topics;
   deploymentId: string;
@@ -125,31 +132,39 @@ export async function startControlPlane(options: ControlPlaneOptions): Promise<C
   const mounts = options.mounts ?? [];
   const upgrades = [...(options.upgrades ?? []), ...follow.upgrades];
 
-  const server = http.createServer((req, res) => {
+  const onRequest = (req: IncomingMessage, res: http.ServerResponse): void => {
     const path = pathOf(req);
     const mount = mounts.find((candidate) => candidate.path.test(path));
     if (mount) mount.handle(req, res);
     else void api(req, res);
-  });
-  server.headersTimeout = 20_000;
-  server.requestTimeout = 120_000;
-  server.keepAliveTimeout = 65_000;
+  };
   const sockets = new Set<Duplex>();
-  server.on("upgrade", (req, socket, head) => {
-    sockets.add(socket);
-    socket.on("close", () => sockets.delete(socket));
-    socket.on("error", () => socket.destroy());
-    void upgrade(deps, upgrades, req, socket, head);
-  });
+  const server = http.createServer(onRequest);
+  const tlsServer = options.tls && https.createServer(options.tls.options, onRequest);
+  const servers = tlsServer ? [server, tlsServer] : [server];
+  for (const one of servers) {
+    one.headersTimeout = 20_000;
+    one.requestTimeout = 120_000;
+    one.keepAliveTimeout = 65_000;
+    one.on("upgrade", (req: IncomingMessage, socket: Duplex, head: Buffer) => {
+      sockets.add(socket);
+      socket.on("close", () => sockets.delete(socket));
+      socket.on("error", () => socket.destroy());
+      void upgrade(deps, upgrades, req, socket, head);
+    });
+  }
 
   let url: string;
+  let tlsUrl: string | undefined;
   try {
-    url = await listen(server, options.listenHost, options.listenPort);
+    url = await listen(server, options.listenHost, options.listenPort, "http");
+    if (options.tls && tlsServer) tlsUrl = await listen(tlsServer, options.tls.host, options.tls.port, "tls");
   } catch (error) {
+    server.close();
     await closeTopics();
     throw error;
   }
-  accessUrl ||= url;
+  accessUrl ||= tlsUrl ?? url;
   const queue = new PostgresJobQueue({ knex, topics, coderUrl: () => accessUrl, now });
   const sweep = (): void => {
     Promise.all([reapJobs(knex, now()), deleteExpiredKeys(knex, now())]).then(
@@ -163,12 +178,14 @@ export async function startControlPlane(options: ControlPlaneOptions): Promise<C
   async function stop(timeoutMs = STOP_TIMEOUT_MS): Promise<void> {
     clearInterval(sweeper);
     await daemons?.stop();
-    const closed = new Promise<void>((resolve) => server.close(() => resolve()));
+    const closed = Promise.all(
+      servers.map((one) => new Promise<void>((resolve) => one.close(() => resolve()))),
+    );
     follow.close();
-    server.closeIdleConnections();
+    for (const one of servers) one.closeIdleConnections();
     const cut = setTimeout(() => {
       for (const socket of sockets) socket.destroy();
-      server.closeAllConnections();
+      for (const one of servers) one.closeAllConnections();
     }, timeoutMs);
     await closed;
     clearTimeout(cut);
@@ -181,9 +198,10 @@ export async function startControlPlane(options: ControlPlaneOptions): Promise<C
     await stop(0);
     throw error;
   }
-  logger.info({ url, accessUrl }, "control plane listening");
+  logger.info({ url, tlsUrl, accessUrl }, "control plane listening");
   const { port } = server.address() as AddressInfo;
-  return { url, accessUrl, port, queue, topics, deploymentId, stop };
+  const setTls = (context: https.ServerOptions): void => tlsServer?.setSecureContext(context);
+  return { url, tlsUrl, setTls, accessUrl, port, queue, topics, deploymentId, stop };
 }
 
 const pathOf = (req: IncomingMessage): string => (req.url ?? "/").split("?", 1)[0];
@@ -235,7 +253,12 @@ function refuse(socket: Duplex, error: ApiError): void {
 }
 
 /** @returns the address as a URL that works on this machine */
-async function listen(server: http.Server, host: string, port: number): Promise<string> {
+async function listen(
+  server: http.Server | https.Server,
+  host: string,
+  port: number,
+  kind: "http" | "tls",
+): Promise<string> {
   await new Promise<void>((resolve, reject) => {
     const failed = (cause: NodeJS.ErrnoException) =>
       reject(
@@ -243,7 +266,7 @@ async function listen(server: http.Server, host: string, port: number): Promise<
           ? new ServerError(
               "ERR_PORT_IN_USE",
               `${host}:${port} is in use by another program. Stop that one, or choose another address with ` +
-                "--http-address or CODER_HTTP_ADDRESS (port 0 takes any free one).",
+                `--${kind}-address or CODER_${kind.toUpperCase()}_ADDRESS (port 0 takes any free one).`,
               { cause },
             )
           : new ServerError("ERR_LISTEN", `Can't listen on ${host}:${port}: ${cause.message}`, { cause }),
@@ -257,5 +280,5 @@ async function listen(server: http.Server, host: string, port: number): Promise<
   const address = server.address() as AddressInfo;
   const anywhere = ["0.0.0.0", "::"].includes(address.address);
   const name = anywhere ? "127.0.0.1" : address.family === "IPv6" ? `[${address.address}]` : address.address;
-  return `http://${name}:${address.port}`;
+  return `${kind === "tls" ? "https" : "http"}://${name}:${address.port}`;
 }

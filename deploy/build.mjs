@@ -8,6 +8,11 @@ const root = path.dirname(path.dirname(fileURLToPath(import.meta.url)));
 const outdir = path.join(root, "dist");
 const entry = path.join(root, "client/main.ts");
 const bundle = path.join(outdir, "coder.js");
+/** The relay's own process: it must not load the rest of a server. */
+const relay = {
+  entry: path.join(root, "derp/server/process-main.ts"),
+  bundle: path.join(outdir, "relay.js"),
+};
 const sources = ["mesh", "coordinator", "derp", "agent", "client", "control", "deploy"];
 
 /** Packages that stay in node_modules: native addons, and libraries that load parts of themselves by name. */
@@ -23,6 +28,30 @@ export const EXTERNAL = [
   "cpu-features",
 ];
 
+/**
+ * What of ssh2 the SSH server behind `coder ssh --stdio` never uses, since it offers AES-GCM alone: the WebAssembly of
+ * chacha20-poly1305, which does not run inside an ES module, and the native cipher, which a bundle can't hold. ssh2
+ * itself goes on without the latter.
+ */
+const SSH2_LEFT_OUT = {
+  "poly1305.js": "module.exports = async () => ({ _malloc: () => 0, cwrap: () => undefined });",
+  "sshcrypto.node": 'throw new Error("not part of the bundle");',
+};
+
+const withoutUnusedSsh2 = {
+  name: "without-unused-ssh2",
+  setup(build) {
+    build.onResolve({ filter: /\/(poly1305\.js|sshcrypto\.node)$/ }, ({ path: file }) => ({
+      path: path.basename(file),
+      namespace: "ssh2-left-out",
+    }));
+    build.onLoad({ filter: /.*/, namespace: "ssh2-left-out" }, ({ path: name }) => ({
+      contents: SSH2_LEFT_OUT[name],
+      loader: "js",
+    }));
+  },
+};
+
 function newestSourceMs(folder) {
   let newest = 0;
   for (const item of readdirSync(folder, { withFileTypes: true })) {
@@ -34,7 +63,7 @@ function newestSourceMs(folder) {
 }
 
 function isFresh() {
-  if (!existsSync(bundle)) return false;
+  if (!existsSync(bundle) || !existsSync(relay.bundle)) return false;
   const builtMs = statSync(bundle).mtimeMs;
   const newest = Math.max(
     statSync(path.join(root, "package.json")).mtimeMs,
@@ -50,7 +79,10 @@ export async function build({ force = false } = {}) {
   const { version } = JSON.parse(readFileSync(path.join(root, "package.json"), "utf8"));
   rmSync(outdir, { recursive: true, force: true });
   const result = await esbuild.build({
-    entryPoints: [{ in: entry, out: "coder" }],
+    entryPoints: [
+      { in: entry, out: "coder" },
+      { in: relay.entry, out: "relay" },
+    ],
     outdir,
     bundle: true,
     splitting: true,
@@ -58,6 +90,7 @@ export async function build({ force = false } = {}) {
     format: "esm",
     target: "node20.19",
     external: EXTERNAL,
+    plugins: [withoutUnusedSsh2],
     metafile: true,
     define: { "process.env.CODER_BUILD_VERSION": JSON.stringify(version) },
     banner: {

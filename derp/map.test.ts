@@ -96,3 +96,20 @@ describe("relay map", () => {
     assert.equal(chooseHome(parse(mapOf(never))), 4);
   });
 });
+
+describe("relay map of a server", () => {
+  it("names the relay's own port first, and its key only if told to", () => {
+    const publicKey = new Uint8Array(32).fill(7);
+    const { Nodes } = embeddedRelayMap("http://dev.test:3000", { relayPort: 8443, publicKey }).Regions[999];
+    assert.deepEqual(
+      Nodes.map((one) => [one.Name, one.DERPPort, one.ForceHTTP, one.OwnPort, one.PublicKey]),
+      [
+        ["999a", 8443, false, true, "07".repeat(32)],
+        ["999b", 3000, true, undefined, "07".repeat(32)],
+      ],
+    );
+    const [plain] = embeddedRelayMap("http://dev.test:3000").Regions[999].Nodes;
+    assert.equal("PublicKey" in plain, false);
+    assert.deepEqual(DerpMap.parse(embeddedRelayMap("http://dev.test")), embeddedRelayMap("http://dev.test"));
+  });
+});

@@ -1,5 +1,6 @@
 // The relay map: which relays exist, by region. JSON names are those deployed clients read, hence their spelling.
 import * as z from "zod";
+import { toHex } from "../mesh/wire/bytes.ts";
 
 export const EMBEDDED_REGION_ID = 999;
 
@@ -28,6 +29,16 @@ export const DerpNode = z.object({
   InsecureForTests: z.boolean().optional(),
   STUNTestIP: z.string().max(64).optional(),
   CanPort80: z.boolean().optional(),
+  /** Ours: the relay's key, 64 hex digits. A client that knows it saves a round trip, without TLS too. */
+  PublicKey: z
+    .string()
+    .regex(/^[0-9a-f]{64}$/)
+    .optional(),
+  /**
+   * Ours: DERPPort is a port of the relay alone, beside the control plane's. A client that reaches the control plane
+   * at another address than the map says keeps this port.
+   */
+  OwnPort: z.boolean().optional(),
   /** Plain HTTP (and ws:) instead of TLS. */
   ForceHTTP: z.boolean().optional(),
 });
@@ -84,28 +95,117 @@ export const DerpMap = z
   });
 export type DerpMap = z.infer<typeof DerpMap>;
 
+export interface EmbeddedRelayOptions {
+  /** 999, code "coder", "Coder Embedded Relay" by default. */
+  regionId?: number;
+  regionCode?: string;
+  regionName?: string;
+  /** Where the server's own STUN listens, at the host of the access URL; -1, the default: nowhere. */
+  stunPort?: number;
+  /** The relay's own TLS port at the same host: the first that clients try. */
+  relayPort?: number;
+  /**
+   * The relay's, 32 bytes, for a key that outlives restarts and no HTTP proxy in front: a client that trusts a stale
+   * one, or whose request goes unanswered through a proxy, has lost its first attempt. Left out by default.
+   */
+  publicKey?: Uint8Array;
+  /** Other STUN servers, "host:port". Each is a region of its own, since probes of a region end at its first answer. */
+  stunAddresses?: readonly string[];
+}
+
 /** The map of a control plane that is its own only relay. `accessUrl`: where clients reach it, http: or https:. */
-export function embeddedRelayMap(accessUrl: string | URL): DerpMap {
+export function embeddedRelayMap(accessUrl: string | URL, options: EmbeddedRelayOptions = {}): DerpMap {
   const url = new URL(accessUrl);
   const forceHttp = url.protocol === "http:";
-  return {
+  const HostName = url.hostname.replace(/^\[|\]$/g, "");
+  const { regionId = EMBEDDED_REGION_ID, stunPort = -1, relayPort, stunAddresses = [] } = options;
+  const PublicKey = options.publicKey && toHex(options.publicKey);
+  const Nodes: DerpNode[] = [
+    {
+      Name: `${regionId}b`,
+      RegionID: regionId,
+      HostName,
+      DERPPort: Number(url.port) || (forceHttp ? 80 : 443),
+      STUNPort: stunPort,
+      ForceHTTP: forceHttp,
+      ...(PublicKey && { PublicKey }),
+    },
+  ];
+  if (relayPort !== undefined)
+    Nodes.unshift({
+      Name: `${regionId}a`,
+      RegionID: regionId,
+      HostName,
+      DERPPort: relayPort,
+      STUNPort: stunPort,
+      ForceHTTP: false,
+      OwnPort: true,
+      ...(PublicKey && { PublicKey }),
+    });
+  const map: DerpMap = {
     Regions: {
-      [EMBEDDED_REGION_ID]: {
+      [regionId]: {
         EmbeddedRelay: true,
-        RegionID: EMBEDDED_REGION_ID,
-        RegionCode: "coder",
-        RegionName: "Coder Embedded Relay",
-        Nodes: [
-          {
-            Name: "999b",
-            RegionID: EMBEDDED_REGION_ID,
-            HostName: url.hostname.replace(/^\[|\]$/g, ""),
-            DERPPort: Number(url.port) || (forceHttp ? 80 : 443),
-            STUNPort: -1,
-            ForceHTTP: forceHttp,
-          },
-        ],
+        RegionID: regionId,
+        RegionCode: options.regionCode ?? "coder",
+        RegionName: options.regionName ?? "Coder Embedded Relay",
+        Nodes,
       },
     },
   };
+  addStunRegions(map, regionId + 1, stunAddresses);
+  return map;
+}
+
+/** Adds a STUN-only region for each of `addresses`, "host:port", from `firstId` on. */
+function addStunRegions(map: DerpMap, firstId: number, addresses: readonly string[]): void {
+  for (const [i, address] of addresses.entries()) {
+    const colon = address.lastIndexOf(":");
+    const id = firstId + i;
+    map.Regions[id] = {
+      EmbeddedRelay: false,
+      RegionID: id,
+      RegionCode: `coder_stun_${i + 1}`,
+      RegionName: `Coder STUN ${i + 1}`,
+      Nodes: [
+        {
+          Name: `${id}stun0`,
+          RegionID: id,
+          HostName: address.slice(0, colon).replace(/^\[|\]$/g, ""),
+          STUNPort: Number(address.slice(colon + 1)),
+          STUNOnly: true,
+        },
+      ],
+    };
+  }
+}
+
+/**
+ * One map of two; what `extra` says about latencies of regions holds.
+ *
+ * @throws {z.ZodError} when both have a region or node name, or no region has a relay
+ */
+export function mergeRelayMaps(own: { Regions: DerpMap["Regions"] }, extra: DerpMap): DerpMap {
+  const twice = Object.keys(extra.Regions).find((id) => id in own.Regions);
+  if (twice !== undefined)
+    throw new z.ZodError([
+      {
+        code: "custom",
+        path: ["Regions", twice],
+        message: "is the id of this server's own region; give that another one with --derp-server-region-id",
+        input: twice,
+      },
+    ]);
+  return DerpMap.parse({ ...extra, Regions: { ...own.Regions, ...extra.Regions } });
+}
+
+/** The same map for a deployment whose nodes use relays only: nobody is to look for direct paths. */
+export function withoutStun(map: DerpMap): DerpMap {
+  const Regions = Object.fromEntries(
+    Object.entries(map.Regions).flatMap(([id, region]) => {
+      const Nodes = region.Nodes.filter((node) => !node.STUNOnly).map((node) => ({ ...node, STUNPort: -1 }));
+      return Nodes.length > 0 ? [[id, { ...region, Nodes }]] : [];
+    }),
+  );
+  return { ...map, Regions };
 }

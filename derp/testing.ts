@@ -1,9 +1,18 @@
 // Helpers of the relay's tests: a relay on loopback, clients of it, and a raw client that can misbehave.
+import assert from "node:assert/strict";
+import { randomBytes } from "node:crypto";
 import { once } from "node:events";
 import { createServer } from "node:http";
 import { type AddressInfo, connect, type Socket } from "node:net";
-import { FrameDecoder, HEADER_BYTES, maxServerBodyBytes } from "../mesh/wire/derp.ts";
-import { type KeyPair, keyPair } from "./box.ts";
+import {
+  type ClientInfo,
+  encodeFrame,
+  FRAME,
+  FrameDecoder,
+  HEADER_BYTES,
+  maxServerBodyBytes,
+} from "../mesh/wire/derp.ts";
+import { type KeyPair, keyPair, openServerInfo, sealClientInfo, sharedKey } from "./box.ts";
 import { DerpClient, type DerpClientOptions } from "./client/client.ts";
 import { handleDerpRequest } from "./server/http.ts";
 import { DerpServer, type DerpServerOptions } from "./server/server.ts";
@@ -90,7 +99,7 @@ export async function startRelay(options: DerpServerOptions = {}, port = 0): Pro
 
 /** A TCP connection that sends what it is told and collects whole frames once the response head is over. */
 export class RawClient {
-  readonly keys: KeyPair = keyPair();
+  readonly keys: KeyPair;
   readonly socket: Socket;
   readonly frames = new Inbox<{ type: number; body: Uint8Array }>();
   /** Everything before the frames. */
@@ -99,7 +108,8 @@ export class RawClient {
   #inFrames = false;
   readonly closed: Promise<void>;
 
-  constructor(port: number) {
+  constructor(port: number, keys = keyPair()) {
+    this.keys = keys;
     this.socket = connect(port, "127.0.0.1");
     this.socket.on("error", () => {}); // resets are expected
     this.closed = new Promise((resolve) => this.socket.once("close", () => resolve()));
@@ -135,6 +145,36 @@ export class RawClient {
     });
   }
 }
+
+/** A raw client that has finished the handshake, `extra` sent in the same write as ClientInfo. */
+export async function rawJoin(
+  relay: { port: number },
+  {
+    extra = new Uint8Array(),
+    info = {},
+    headers = "",
+    keys,
+  }: { extra?: Uint8Array; info?: Partial<ClientInfo>; headers?: string; keys?: KeyPair } = {},
+): Promise<RawClient> {
+  const raw = new RawClient(relay.port, keys);
+  raw.upgrade(headers);
+  const hello = await raw.nextFrame();
+  const shared = sharedKey(hello.body.subarray(8), raw.keys.privateKey);
+  const clientInfo = sealClientInfo(
+    { version: 2, canAckPings: true, ...info },
+    raw.keys.publicKey,
+    shared,
+    randomBytes(24),
+  );
+  raw.socket.write(Buffer.concat([clientInfo, extra]));
+  const first = await raw.nextFrame();
+  assert.equal(first.type, FRAME.serverInfo, "ServerInfo is the first frame after ServerKey");
+  assert.equal(openServerInfo(first.body, shared).version, 2);
+  return raw;
+}
+
+export const sendFrame = (dst: Uint8Array, data: Uint8Array): Uint8Array =>
+  encodeFrame({ kind: "sendPacket", dst, data });
 
 /** Resolves when `condition` holds, looking again after every turn of the event loop. */
 export async function until(condition: () => boolean): Promise<void> {

@@ -8,6 +8,10 @@ import { say } from "../output.ts";
 import { onPresses } from "../presses.ts";
 import { installRoot } from "../resources.ts";
 import { VERSION } from "../version.ts";
+import { parseAddress } from "./address.ts";
+import { addRelayFlags, type RelayFlags, type RelaySettings, relaySettings } from "./server-relay.ts";
+
+export { parseAddress } from "./address.ts";
 
 export interface ServerOptions {
   /** Holds the embedded database, fetched programs and local workspaces. 0700. */
@@ -30,10 +34,18 @@ export interface ServerOptions {
   /** Aborted, a stop waits for running builds no longer: it cancels them, which keeps their state. */
   hurry?: AbortSignal;
   onProgress?: (message: string) => void;
+  /** Relay, TLS and metrics; by default a relay in this process, without TLS and STUN. */
+  relay?: RelaySettings;
 }
 
 export interface RunningServer {
   url: string;
+  /** Where it listens with TLS. */
+  tlsUrl: string | undefined;
+  /** Where it serves metrics. */
+  prometheusPort: number | undefined;
+  /** Reads certificates and rate limits again. */
+  reload(): void;
   accessUrl: string;
   /** Settles when the embedded database has ended by itself. */
   failed: Promise<Error>;
@@ -49,11 +61,11 @@ export interface RunningServer {
 const DEFAULT_ADDRESS = "127.0.0.1:3000";
 const COORDINATOR_PATH = /^\/api\/v2\/mesh\/coordinate$/;
 const RELAY_PATH = /^\/derp$/;
-const RELAY_HTTP_PATH = /^\/derp(\/probe|\/latency-check)?$/;
+const RELAY_HTTP_PATH = /^\/(derp(\/probe|\/latency-check)?|generate_204)$/;
 
 export function register(program: Command): void {
-  program
-    .command("server")
+  const command = program.command("server");
+  command
     .description("Run the server: API, coordinator, relay and provisioner daemons")
     .option(
       "--http-address <host:port>",
@@ -87,14 +99,14 @@ export function register(program: Command): void {
         .default("info")
         .env("CODER_LOG_LEVEL"),
     )
-    .addHelpText(
-      "after",
-      "\nExample:\n  coder server --access-url https://coder.example.com --http-address 0.0.0.0:3000",
-    )
-    .action((options: ServerFlags, command: Command) => serve(options, command));
+    .action((options: ServerFlags, self: Command) => serve(options, self));
+  addRelayFlags(command).addHelpText(
+    "after",
+    "\nExample:\n  coder server --access-url https://coder.example.com --http-address 0.0.0.0:3000",
+  );
 }
 
-interface ServerFlags {
+interface ServerFlags extends RelayFlags {
   httpAddress?: string;
   accessUrl?: string;
   postgresUrl?: string;
@@ -104,17 +116,6 @@ interface ServerFlags {
   logLevel: string;
 }
 
-/** "host:port", "[::1]:3000", ":3000". @throws {CliError} ERR_BAD_ADDRESS */
-export function parseAddress(text: string): { host: string; port: number } {
-  const match = /^(?:\[([0-9a-f:]+)\]|([^:[\]]*)):(\d{1,5})$/i.exec(text);
-  const port = Number(match?.[3]);
-  if (!match || port > 65_535)
-    throw new CliError("ERR_BAD_ADDRESS", `"${text}" is no address to listen on`, {
-      hint: `Write it as ${DEFAULT_ADDRESS}`,
-    });
-  return { host: match[1] ?? (match[2] || "0.0.0.0"), port };
-}
-
 async function serve(flags: ServerFlags, command: Command): Promise<void> {
   const { configDir } = contextOf(command);
   const count = Number(flags.provisionerDaemons);
@@ -122,6 +123,8 @@ async function serve(flags: ServerFlags, command: Command): Promise<void> {
     throw new CliError("ERR_BAD_COUNT", `"${flags.provisionerDaemons}" is no count of daemons`, {
       hint: "Write 0 to 100.",
     });
+  const http = parseAddress(flags.httpAddress ?? DEFAULT_ADDRESS);
+  const relay = relaySettings(flags, http);
   const stopping = new AbortController();
   const hurry = new AbortController();
   const onSignal = () => {
@@ -133,9 +136,15 @@ async function serve(flags: ServerFlags, command: Command): Promise<void> {
     stopping.abort(new Error("stopped by a signal"));
   };
   const release = onPresses(["SIGINT", "SIGTERM"], onSignal);
+  // What has files to read again takes the signal for that; else it ends the server, as a terminal that closes should.
+  const reloads = relay.relay.tls !== undefined || relay.relay.rateConfigPath !== undefined;
+  let reload: (() => void) | undefined;
+  const onHangup = () => reload?.();
+  if (reloads) process.on("SIGHUP", onHangup);
   try {
     const server = await startServer({
-      ...parseAddress(flags.httpAddress ?? DEFAULT_ADDRESS),
+      ...http,
+      relay,
       dataDir: configDir,
       accessUrl: flags.accessUrl,
       databaseUrl: flags.postgresUrl ?? process.env["CODER_PG_CONNECTION_URL"],
@@ -147,6 +156,7 @@ async function serve(flags: ServerFlags, command: Command): Promise<void> {
       hurry: hurry.signal,
       onProgress: say,
     });
+    reload = server.reload;
     say(`Serving ${server.accessUrl}. On your machine: coder login ${server.accessUrl}`);
     const failure = await Promise.race([server.failed, aborted(stopping.signal)]);
     if (!failure) say("Stopping: running builds have a minute to complete; a second signal cancels them.");
@@ -154,6 +164,7 @@ async function serve(flags: ServerFlags, command: Command): Promise<void> {
     if (failure) throw failure;
   } finally {
     release();
+    process.off("SIGHUP", onHangup);
   }
 }
 
@@ -198,7 +209,7 @@ export async function startServer(options: ServerOptions): Promise<RunningServer
 
 async function start(options: ServerOptions, cleanup: Cleanup): Promise<RunningServer> {
   const { dataDir, signal } = options;
-  const [{ pino }, { WebSocketServer }] = await Promise.all([import("pino"), import("ws")]);
+  const { pino } = await import("pino");
   const control = await import("../../control/compose.ts");
   const logger = pino(
     { base: undefined, level: options.logLevel ?? "info", timestamp: pino.stdTimeFunctions.isoTime },
@@ -245,9 +256,14 @@ async function start(options: ServerOptions, cleanup: Cleanup): Promise<RunningS
   cleanup.add(() => knex.destroy());
   signal?.throwIfAborted();
 
+  const settings = options.relay;
+  const services =
+    settings &&
+    (await import("../../control/relay.ts").then((it) => it.startRelayServices(settings.relay, logger)));
+  cleanup.add(() => services?.stop());
+
   // What the upgrades need exists only once migrations ran and the address is known; nobody can ask before.
   let mesh: Awaited<ReturnType<typeof control.startMeshServices>> | undefined;
-  const sockets = new WebSocketServer({ noServer: true, perMessageDeflate: false, maxPayload: 256 * 1024 });
   const listen = (port: number) =>
     control.startControlPlane({
       knex,
@@ -256,6 +272,7 @@ async function start(options: ServerOptions, cleanup: Cleanup): Promise<RunningS
       listenHost: options.host,
       listenPort: port,
       accessUrl: options.accessUrl,
+      tls: settings?.tls && { ...settings.tls, options: services?.readTls() ?? {} },
       version: VERSION.slice(1),
       logger,
       mounts: [{ path: RELAY_HTTP_PATH, handle: control.handleDerpRequest }],
@@ -263,14 +280,18 @@ async function start(options: ServerOptions, cleanup: Cleanup): Promise<RunningS
         { path: RELAY_PATH, handle: (req, socket, head) => mesh?.relay.handleUpgrade(req, socket, head) },
         {
           path: COORDINATOR_PATH,
-          handle: async (req, socket, head, authenticate) => {
-            const identity = await authenticate();
-            sockets.handleUpgrade(req, socket, head, (ws) => mesh?.serve(ws, identity));
-          },
+          handle: (req, socket, head, authenticate) => mesh?.handleUpgrade(req, socket, head, authenticate),
         },
       ],
       startDaemons: async ({ queue, topics, accessUrl }) => {
-        mesh = await control.startMeshServices({ knex, topics, accessUrl: () => accessUrl, logger });
+        mesh = await control.startMeshServices({
+          knex,
+          topics,
+          accessUrl: () => accessUrl,
+          logger,
+          ...(services && { makeRelay: services.makeRelay, relayMap: () => services.relayMap(accessUrl) }),
+        });
+        await services?.ready();
         if (!terraform) return { stop: async () => undefined };
         const running = control.startDaemons({
           queue,
@@ -289,10 +310,21 @@ async function start(options: ServerOptions, cleanup: Cleanup): Promise<RunningS
 
   const controlPlane = await firstFreePort(options, listen);
   cleanup.add(() => controlPlane.stop());
+  if (services) services.onTls = controlPlane.setTls;
   // Before the HTTP server closes, so that nodes hear why.
   cleanup.add(() => mesh?.stop());
+  const metrics =
+    settings?.prometheus &&
+    services &&
+    (await import("../../control/relay.ts").then((it) =>
+      it.startMetricsListener(settings.prometheus!, () => services.metrics()),
+    ));
+  cleanup.add(() => metrics?.close());
   return {
     url: controlPlane.url,
+    tlsUrl: controlPlane.tlsUrl,
+    prometheusPort: metrics?.port,
+    reload: () => services?.reload(),
     accessUrl: controlPlane.accessUrl,
     failed: databaseEnded,
     operatorLogin: ({ newPassword }) => control.operatorLogin(knex, newPassword),

@@ -1,18 +1,20 @@
 import assert from "node:assert/strict";
-import { execFileSync } from "node:child_process";
 import { randomBytes } from "node:crypto";
 import { once } from "node:events";
-import { mkdtempSync, readFileSync, rmSync } from "node:fs";
 import { createServer, type RequestListener, type Server } from "node:http";
-import { createServer as createTlsServer } from "node:https";
 import { type AddressInfo, createServer as createTcpServer } from "node:net";
-import { tmpdir } from "node:os";
-import path from "node:path";
 import type { Duplex } from "node:stream";
 import { utf8 } from "../../mesh/wire/bytes.ts";
-import { encodeFrame } from "../../mesh/wire/derp.ts";
-import { keyPair, sealServerInfo } from "../box.ts";
-import { DerpServer } from "../server/server.ts";
+import {
+  decodeFrame,
+  encodeFrame,
+  type Frame,
+  FrameDecoder,
+  HEADER_BYTES,
+  maxClientBodyBytes,
+  type ServerInfo,
+} from "../../mesh/wire/derp.ts";
+import { keyPair, sealServerInfo, sharedKey } from "../box.ts";
 import { startRelay, type TestRelay, until } from "../testing.ts";
 import { DerpClient, type DerpClientOptions } from "./client.ts";
 
@@ -123,6 +125,7 @@ describe("DERP client", () => {
     const abort = new AbortController();
     const client = clientOf(url);
     const connecting = client.connect(abort.signal);
+    await until(() => sockets.length === 1);
     abort.abort();
     await assert.rejects(connecting, { code: "ERR_RELAY_ABORTED" });
     const second = clientOf(url);
@@ -210,48 +213,220 @@ describe("DERP client", () => {
     for (let i = 0; i < count; i++) assert.equal((await b.packets.take()).data[0], i);
   });
 
-  it("connects over TLS, and not to a certificate it can't check", async function () {
-    const folder = mkdtempSync(path.join(tmpdir(), "derp-tls-"));
-    try {
-      try {
-        execFileSync(
-          "openssl",
-          "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 -subj /CN=localhost -addext subjectAltName=DNS:localhost -keyout key.pem -out cert.pem".split(
-            " ",
-          ),
-          { cwd: folder, stdio: "ignore" },
-        );
-      } catch {
-        console.log("      skipped: no openssl command to make a certificate with");
-        this.skip();
-      }
-      const cert = readFileSync(path.join(folder, "cert.pem"), "utf8");
-      const derp = new DerpServer();
-      const server = createTlsServer({ cert, key: readFileSync(path.join(folder, "key.pem")) });
-      server.on("upgrade", (req, socket, head) => derp.handleUpgrade(req, socket, head));
-      server.listen(0, "127.0.0.1");
-      await once(server, "listening");
-      const { port } = server.address() as AddressInfo;
-      const url = `https://localhost:${port}/derp`;
-      await assert.rejects(clientOf(url, { address: "127.0.0.1" }).connect(), {
-        code: "ERR_RELAY_UNREACHABLE",
+  describe("fast start", () => {
+    it("with a known key our half leaves with the request; the relay answers as ever", async () => {
+      relay = await startRelay();
+      const b = await relay.client();
+      const a = clientOf(relay.url, { serverKey: relay.server.publicKey });
+      await a.connect();
+      assert.ok(a.fastStarted && !a.confirmed);
+      assert.ok(a.send(b.key, utf8("early")));
+      assert.deepEqual((await b.packets.take()).src, a.publicKey);
+      assert.ok((await a.ping()) > 0);
+      await a.close();
+    });
+
+    it("request, handshake and first packet need no answer", async () => {
+      const keys = keyPair();
+      const got: Buffer[] = [];
+      const url = await fake((socket) => socket.on("data", (chunk) => got.push(chunk)));
+      let head = 0;
+      other?.on("upgrade", (_req, _socket, bytes) => {
+        head = bytes.length;
       });
-      const client = clientOf(url, { address: "127.0.0.1", ca: cert });
-      const received: number[] = [];
-      client.on("packet", ({ data }) => received.push(data.length));
+      const client = clientOf(url, { serverKey: keys.publicKey });
       await client.connect();
-      for (let i = 0; i < 40; i++) assert.ok(client.send(client.publicKey, new Uint8Array(20_000 + i)));
-      await until(() => received.length === 40);
-      assert.deepEqual(
-        received,
-        Array.from({ length: 40 }, (_, i) => 20_000 + i),
-      );
+      client.send(new Uint8Array(32), new Uint8Array(2_000));
+      await until(() => head + Buffer.concat(got).length > 2_000);
       await client.close();
-      await derp.close();
-      server.close();
-      await once(server, "close");
-    } finally {
-      rmSync(folder, { recursive: true });
+    });
+
+    it("another key than expected is told as such", async () => {
+      relay = await startRelay();
+      const client = clientOf(relay.url, { serverKey: keyPair().publicKey });
+      const closed = once(client, "close");
+      await client.connect();
+      assert.equal((await closed)[0].code, "ERR_RELAY_KEY_CHANGED");
+    });
+
+    it("a refusal has its status also then", async () => {
+      const url = await fake(undefined, (_req, res) => res.writeHead(403).end());
+      const client = clientOf(url, { serverKey: keyPair().publicKey });
+      const closed = once(client, "close");
+      await client.connect();
+      assert.deepEqual([(await closed)[0].code, (await closed)[0].status], ["ERR_RELAY_REFUSED", 403]);
+    });
+
+    it("a low-order key is not used", async () => {
+      relay = await startRelay();
+      const client = clientOf(relay.url, { serverKey: new Uint8Array(32) });
+      await assert.rejects(client.connect(), { code: "ERR_RELAY_PROTOCOL" });
+    });
+  });
+
+  describe("over WebSocket", () => {
+    it("carries packets of all sizes, in order", async () => {
+      relay = await startRelay();
+      const { client, key, packets } = await relay.client({ webSocket: true });
+      const sizes = [0, 1, 16_347, 16_384, 65_536, 3, 65_536];
+      for (const size of sizes) client.send(key, new Uint8Array(size).fill(size));
+      for (const size of sizes) {
+        const { data } = await packets.take();
+        assert.equal(data.length, size);
+        assert.ok(data.every((byte) => byte === (size & 0xff)));
+      }
+      assert.ok((await client.ping()) > 0);
+    });
+
+    it("a refusal is told with its status", async () => {
+      const url = await fake(undefined, (_req, res) => res.writeHead(404).end());
+      await assert.rejects(clientOf(url, { webSocket: true }).connect(), {
+        code: "ERR_RELAY_REFUSED",
+        status: 404,
+      });
+    });
+
+    it("the relay's end is an end", async () => {
+      relay = await startRelay();
+      const { client } = await relay.client({ webSocket: true });
+      const closed = once(client, "close");
+      await relay.server.close();
+      assert.equal((await closed)[0], undefined);
+    });
+  });
+
+  describe("frames of the relay", () => {
+    /** A connected client, and a relay that sends what it is told. */
+    async function pair(options: Partial<DerpClientOptions> = {}, info: ServerInfo = { version: 2 }) {
+      const keys = keyPair();
+      let relaySide: Duplex | undefined;
+      const received: Frame[] = [];
+      const decoder = new FrameDecoder(maxClientBodyBytes);
+      const url = await fake((socket) => {
+        relaySide = socket;
+        socket.write(UPGRADED);
+        socket.write(encodeFrame({ kind: "serverKey", key: keys.publicKey }));
+        socket.on("data", (chunk) =>
+          decoder.push(new Uint8Array(chunk), (type, buffer, start, end) => {
+            const frame = decodeFrame(type, buffer.slice(start + HEADER_BYTES, end));
+            received.push(frame);
+            if (frame.kind !== "clientInfo") return;
+            socket.write(sealServerInfo(info, sharedKey(frame.key, keys.privateKey), randomBytes(24)));
+          }),
+        );
+      });
+      const client = clientOf(url, options);
+      const confirmed = once(client, "confirmed");
+      await client.connect();
+      await confirmed;
+      return {
+        client,
+        keys,
+        received,
+        send: (bytes: Uint8Array) => relaySide?.write(bytes),
+        relaySide: relaySide!,
+      };
     }
+
+    it("ClientRecv: ping, pong, health and restarting", async () => {
+      const { client, received, send } = await pair();
+      const health: string[] = [];
+      const restarts: number[][] = [];
+      client.on("health", (problem) => health.push(problem));
+      client.on("restarting", ({ reconnectInMs, tryForMs }) => restarts.push([reconnectInMs, tryForMs]));
+      const data = Uint8Array.of(1, 2, 3, 4, 5, 6, 7, 8);
+      send(encodeFrame({ kind: "health", problem: "too many\u001b[31m clones" }));
+      send(encodeFrame({ kind: "health", problem: "" }));
+      send(encodeFrame({ kind: "restarting", reconnectInMs: 1, tryForMs: 2 }));
+      send(encodeFrame({ kind: "ping", data }));
+      send(encodeFrame({ kind: "pong", data })); // nobody asked
+      send(Uint8Array.of(0x7f, 0, 0, 0, 2, 1, 1)); // a type of another version
+      await until(() => received.some(({ kind }) => kind === "pong"));
+      assert.deepEqual(health, ["too many [31m clones", ""]);
+      assert.deepEqual(restarts, [[1, 2]]);
+      await client.close();
+    });
+
+    it("ClientSendPing, ClientSendPong: 8 bytes, echoed", async () => {
+      const { client, received, send } = await pair();
+      const rtt = client.ping();
+      await until(() => received.some(({ kind }) => kind === "ping"));
+      const ping = received.find((frame) => frame.kind === "ping");
+      assert.equal(ping?.data.length, 8);
+      send(encodeFrame({ kind: "pong", data: ping!.data }));
+      assert.ok((await rtt) > 0);
+      const data = Uint8Array.of(9, 8, 7, 6, 5, 4, 3, 2);
+      send(encodeFrame({ kind: "ping", data }));
+      await until(() => received.some(({ kind }) => kind === "pong"));
+      assert.deepEqual(received.find((frame) => frame.kind === "pong")?.data, data);
+      await client.close();
+    });
+
+    it("ClientSendRateLimiting: without a limit all leave; a bucket of two packets lets few pass, and drain follows", async () => {
+      const free = await pair();
+      for (let i = 0; i < 1000; i++) assert.ok(free.client.send(new Uint8Array(32), new Uint8Array(200)));
+      await free.client.close();
+      other?.close();
+      const limited = await pair(
+        {},
+        { version: 2, tokenBucketBytesPerSecond: 10_000, tokenBucketBytesBurst: 474 },
+      );
+      let sent = 0;
+      for (let i = 0; i < 1000; i++) if (limited.client.send(new Uint8Array(32), new Uint8Array(200))) sent++;
+      assert.ok(sent >= 2 && sent <= 4, `${sent} left`);
+      assert.equal(limited.client.isWritable, false);
+      await once(limited.client, "drain");
+      assert.equal(limited.client.isWritable, true);
+      await limited.client.close();
+    });
+
+    for (const [what, bytes] of [
+      ["an oversize frame", () => Uint8Array.of(0x05, 0x00, 0x20, 0, 0)],
+      [
+        "a packet beyond 64 KiB",
+        () => Buffer.concat([Uint8Array.of(0x05, 0, 1, 0, 33), Buffer.alloc(65_569)]),
+      ],
+      ["another server key mid-way", () => encodeFrame({ kind: "serverKey", key: keyPair().publicKey })],
+      ["a malformed server key", () => Uint8Array.of(0x01, 0, 0, 0, 1, 7)],
+    ] as const)
+      it(`${what} ends the connection with a code`, async () => {
+        const { client, send } = await pair();
+        const closed = once(client, "close");
+        send(bytes());
+        assert.equal((await closed)[0].code, "ERR_RELAY_PROTOCOL");
+      });
+
+    it("a repeated server key is passed over", async () => {
+      const { client, keys, send, received } = await pair();
+      send(encodeFrame({ kind: "serverKey", key: keys.publicKey }));
+      send(encodeFrame({ kind: "ping", data: new Uint8Array(8) }));
+      await until(() => received.some(({ kind }) => kind === "pong"));
+      await client.close();
+    });
+
+    it("bytes that never make a frame are no sign of life", async () => {
+      const { client, send, relaySide } = await pair({ readTimeoutMs: 80 });
+      send(Uint8Array.of(0x05, 0, 0x0f, 0, 0)); // announces much
+      const timer = setInterval(() => send(new Uint8Array(1)), 5);
+      relaySide.on("close", () => clearInterval(timer));
+      const [error] = await once(client, "close");
+      assert.equal(error.code, "ERR_RELAY_TIMEOUT");
+    });
+
+    it("a flood of PeerGone and pings is worked off and leaves nothing", async () => {
+      const { client, send, relaySide } = await pair({ maxBufferedBytes: 10_000 });
+      let gone = 0;
+      client.on("peerGone", () => gone++);
+      relaySide.pause(); // it asks, but never reads
+      const one = Buffer.concat([
+        encodeFrame({ kind: "peerGone", key: new Uint8Array(32), reason: 1 }),
+        encodeFrame({ kind: "ping", data: new Uint8Array(8) }),
+      ]);
+      const many = Buffer.concat(Array.from({ length: 20_000 }, () => one));
+      for (let i = 0; i < 20; i++) send(many);
+      await until(() => gone === 400_000);
+      assert.ok(client.bufferedBytes <= 10_100, `${client.bufferedBytes} bytes wait`);
+      client.abandon(new Error("over"));
+    });
   });
 });

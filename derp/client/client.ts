@@ -1,6 +1,8 @@
 // One connection to one relay. It does not reconnect: regions.ts does.
 import { randomBytes } from "node:crypto";
 import { EventEmitter } from "node:events";
+import type { Socket } from "node:net";
+import { networkInterfaces } from "node:os";
 import { performance } from "node:perf_hooks";
 import type { Duplex } from "node:stream";
 import { toHex } from "../../mesh/wire/bytes.ts";
@@ -16,22 +18,35 @@ import {
 } from "../../mesh/wire/derp.ts";
 import { WireError } from "../../mesh/wire/errors.ts";
 import { type KeyPair, keyPair } from "../box.ts";
-import { RelayError } from "./errors.ts";
-import { ClientProtocol } from "./protocol.ts";
-import { openUpgrade, type UpgradeOptions } from "./upgrade.ts";
+import { type DialOptions, dialRelay } from "./dial.ts";
+import { isRelayError, RelayError } from "./errors.ts";
+import { ClientProtocol, ServerKeyMismatch } from "./protocol.ts";
+import { TokenBucket } from "./token-bucket.ts";
+import { UpgradeAnswer, upgradeRequest } from "./upgrade.ts";
 
-export interface DerpClientOptions extends Omit<UpgradeOptions, "url" | "signal"> {
+export interface DerpClientOptions extends Omit<DialOptions, "url" | "signal"> {
   /** Of the relay, with its path: https://relay.example.com/derp. */
   url: string | URL;
   /** The node key's private half, 32 bytes. */
   privateKey: Uint8Array;
+  /** Of the upgrade request. */
+  headers?: Record<string, string>;
   /** For all of DNS, TCP, TLS, HTTP and the relay's greeting. */
   timeoutMs?: number;
-  /** No byte for this long ends the connection: two keepalives missed. */
+  /** No whole frame for this long ends the connection: two keepalives missed. */
   readTimeoutMs?: number;
   /** What may wait in the socket; `send` refuses beyond it. */
   maxBufferedBytes?: number;
   appName?: string;
+  /**
+   * The relay's key, 32 bytes, where it is known (the relay's own certificate may tell it too): our half of the handshake
+   * then leaves with the upgrade request. Wrong: `close` tells ERR_RELAY_KEY_CHANGED.
+   */
+  serverKey?: Uint8Array;
+  /** false: wait for the relay to announce its key, even if it is known. */
+  fastStart?: boolean;
+  /** DERP over WebSocket, where nothing else passes. */
+  webSocket?: boolean;
 }
 
 export interface DerpClientEvents {
@@ -54,6 +69,11 @@ const READ_TIMEOUT_MS = 120_000;
 const PING_TIMEOUT_MS = 5_000;
 const MAX_PINGS = 16;
 const CLOSE_MS = 1_000;
+/**
+ * Behind the relay's first bytes. Something in between may swallow what follows a request before it is answered; a relay
+ * that got our half answers in no time.
+ */
+const FAST_CONFIRM_MS = 2_000;
 const MAX_BUFFERED_BYTES = 1 << 20;
 /** Below this, copying data behind its header is cheaper than handing the kernel two pieces. */
 const COPY_BYTES = 4_096;
@@ -64,13 +84,21 @@ export class DerpClient extends EventEmitter<DerpClientEvents> {
   #options: DerpClientOptions;
   #keys: KeyPair;
   #socket: Duplex | undefined;
+  /** What carries it: the same, or what is below WebSocket. */
+  #tcp: Socket | undefined;
+  #family: 4 | 6 | undefined;
+  #fast = false;
+  #bucket: TokenBucket | undefined;
+  #drainTimer: NodeJS.Timeout | undefined;
   #protocol: ClientProtocol | undefined;
   #serverKey: Uint8Array | undefined;
   #state: "new" | "connecting" | "open" | "closed" = "new";
   #confirmed = false;
   #full = false;
-  #lastReadAt = 0;
+  #lastFrameAt = 0;
+  #frames = 0;
   #readTimer: NodeJS.Timeout | undefined;
+  #confirmTimer: NodeJS.Timeout | undefined;
   #connecting: AbortController | undefined;
   #pings = new Map<string, { sentAt: number; settle: (result: number | Error) => void }>();
 
@@ -96,6 +124,21 @@ export class DerpClient extends EventEmitter<DerpClientEvents> {
     return this.#confirmed;
   }
 
+  /** Our half of the handshake left before the relay had said anything. */
+  get fastStarted(): boolean {
+    return this.#fast;
+  }
+
+  /** Of the TCP connection; undefined through a proxy. */
+  get family(): 4 | 6 | undefined {
+    return this.#family;
+  }
+
+  /** Monotonic ms of the last whole frame. */
+  get lastFrameAt(): number {
+    return this.#lastFrameAt;
+  }
+
   /** Bytes that `send` took and the operating system has not. */
   get bufferedBytes(): number {
     return this.#socket?.writableLength ?? 0;
@@ -105,7 +148,7 @@ export class DerpClient extends EventEmitter<DerpClientEvents> {
    * Connects once. Resolves as soon as packets can be sent, right behind our half of the handshake: waiting for the
    * relay's half would cost a round trip. If the relay then turns us away, `close` tells.
    *
-   * @throws {RelayError} ERR_RELAY_TIMEOUT, ERR_RELAY_UNREACHABLE, ERR_RELAY_REFUSED, ERR_RELAY_CLOSED,
+   * @throws {RelayError} ERR_RELAY_TIMEOUT, ERR_RELAY_UNREACHABLE, ERR_RELAY_TLS, ERR_RELAY_REFUSED, ERR_RELAY_CLOSED,
    *   ERR_RELAY_PROTOCOL, ERR_RELAY_ABORTED
    */
   async connect(signal?: AbortSignal): Promise<void> {
@@ -123,12 +166,28 @@ export class DerpClient extends EventEmitter<DerpClientEvents> {
     if (signal?.aborted) onAbort();
     signal?.addEventListener("abort", onAbort);
     try {
-      const { socket, head } = await openUpgrade({
+      const { socket, relayKey, family } = await dialRelay({
         ...this.#options,
         url: this.url,
         signal: deadline.signal,
       });
-      await this.#handshake(socket, head, deadline.signal);
+      this.#tcp = socket;
+      this.#family = family;
+      deadline.signal.throwIfAborted();
+      if (this.#options.webSocket) {
+        const { openWebSocket } = await import("./websocket.ts");
+        const stream = await openWebSocket(socket, this.url, this.#options.headers ?? {}, deadline.signal);
+        await this.#handshake(stream, undefined, undefined, undefined, deadline.signal);
+        return;
+      }
+      const fast = this.#options.fastStart ?? true;
+      // The certificate is the relay's own word; the map's may be of an earlier day.
+      const key = fast ? (relayKey ?? this.#options.serverKey) : undefined;
+      // Only where TLS ends at the relay itself may it leave out the response: a proxy would wait for one.
+      const headless = fast && relayKey !== undefined;
+      const request = upgradeRequest(this.url, this.#options.headers ?? {}, headless);
+      const answer = new UpgradeAnswer(this.url.origin, headless);
+      await this.#handshake(socket, request, answer, key, deadline.signal);
     } catch (error) {
       this.#teardown();
       throw error;
@@ -143,6 +202,10 @@ export class DerpClient extends EventEmitter<DerpClientEvents> {
     if (!this.#socket || this.#state !== "open") return false;
     if (this.#socket.writableLength > (this.#options.maxBufferedBytes ?? MAX_BUFFERED_BYTES))
       this.#full = true;
+    else if (this.#bucket && !this.#full && !this.#bucket.ready(performance.now())) {
+      this.#full = true;
+      this.#drainLater(this.#bucket);
+    }
     return !this.#full;
   }
 
@@ -156,6 +219,7 @@ export class DerpClient extends EventEmitter<DerpClientEvents> {
       throw new RangeError(`a packet has a ${KEY_BYTES}-byte key and at most ${MAX_PACKET_BYTES} bytes`);
     const socket = this.#socket;
     if (!socket || !this.isWritable) return false;
+    this.#bucket?.take(PACKET_OVERHEAD_BYTES + data.length, performance.now());
     const head = sendPacketHead(dst, data.length);
     if (data.length <= COPY_BYTES) {
       const frame = new Uint8Array(PACKET_OVERHEAD_BYTES + data.length);
@@ -178,9 +242,9 @@ export class DerpClient extends EventEmitter<DerpClientEvents> {
 
   /**
    * @returns round-trip time to the relay in ms
-   * @throws {RelayError} ERR_RELAY_TIMEOUT after 5 s, ERR_RELAY_CLOSED
+   * @throws {RelayError} ERR_RELAY_TIMEOUT, ERR_RELAY_CLOSED
    */
-  ping(): Promise<number> {
+  ping(timeoutMs = PING_TIMEOUT_MS): Promise<number> {
     return new Promise((resolve, reject) => {
       if (this.#state !== "open" || this.#pings.size >= MAX_PINGS) {
         reject(
@@ -194,7 +258,7 @@ export class DerpClient extends EventEmitter<DerpClientEvents> {
       const id = toHex(data);
       const timer = setTimeout(
         () => settle(new RelayError("ERR_RELAY_TIMEOUT", "the relay didn't answer a ping")),
-        PING_TIMEOUT_MS,
+        timeoutMs,
       );
       const settle = (result: number | Error): void => {
         clearTimeout(timer);
@@ -205,6 +269,27 @@ export class DerpClient extends EventEmitter<DerpClientEvents> {
       this.#pings.set(id, { sentAt: performance.now(), settle });
       this.#write(encodeFrame({ kind: "ping", data }));
     });
+  }
+
+  /** The address the connection comes from is no longer one of the machine's: nothing can arrive on it. */
+  get stranded(): boolean {
+    const address = this.#tcp?.localAddress;
+    if (address === undefined) return false;
+    try {
+      const here = Object.values(networkInterfaces()).flatMap((list) => list ?? []);
+      return isStranded(
+        address,
+        here.map((one) => one.address),
+      );
+    } catch {
+      return false; // a sandbox may not tell
+    }
+  }
+
+  /** Ends the connection at once, as one that broke. */
+  abandon(error: Error): void {
+    if (this.#state === "open") this.#finish(error, () => this.#socket?.destroy());
+    else this.#teardown();
   }
 
   /** Ends the connection; what was sent before still goes out. Resolves when the socket is closed, within 1 s. */
@@ -223,12 +308,28 @@ export class DerpClient extends EventEmitter<DerpClientEvents> {
     });
   }
 
-  /** Greeting and our ClientInfo. */
-  #handshake(socket: Duplex, head: Uint8Array, signal: AbortSignal): Promise<void> {
+  /**
+   * Greeting and our ClientInfo. `request`, `answer`: of the upgrade, unless `socket` has it behind it. `serverKey`: of
+   * the relay, when known.
+   */
+  #handshake(
+    socket: Duplex,
+    request: Uint8Array | undefined,
+    answer: UpgradeAnswer | undefined,
+    serverKey: Uint8Array | undefined,
+    signal: AbortSignal,
+  ): Promise<void> {
     return new Promise((resolve, reject) => {
-      if (this.#state !== "connecting") {
+      if (this.#state !== "connecting" || socket.destroyed) {
         socket.destroy();
-        reject(new RelayError("ERR_RELAY_ABORTED", "closed while connecting"));
+        reject(
+          this.#state === "connecting"
+            ? new RelayError(
+                "ERR_RELAY_CLOSED",
+                `the relay at ${this.url.origin} closed the connection at once`,
+              )
+            : new RelayError("ERR_RELAY_ABORTED", "closed while connecting"),
+        );
         return;
       }
       this.#socket = socket;
@@ -254,16 +355,18 @@ export class DerpClient extends EventEmitter<DerpClientEvents> {
         },
         randomBytes(NONCE_BYTES),
         {
-          write: (bytes) => this.#write(bytes),
-          onSendable: (serverKey) => {
+          write: (bytes) => this.#reply(bytes),
+          onSendable: (key) => {
             signal.removeEventListener("abort", onAbort);
-            this.#serverKey = serverKey;
+            this.#serverKey = key;
             this.#state = "open";
             this.#watchReads();
             resolve();
           },
           onConfirmed: (info) => {
             this.#confirmed = true;
+            clearTimeout(this.#confirmTimer);
+            this.#limitRate(info);
             this.emit("confirmed", info);
           },
           onPacket: (src, data) => this.emit("packet", { src, data }),
@@ -276,38 +379,89 @@ export class DerpClient extends EventEmitter<DerpClientEvents> {
           onRestarting: (reconnectInMs, tryForMs) => this.emit("restarting", { reconnectInMs, tryForMs }),
         },
       );
-      socket.on("error", (cause) => fail(lost(cause)));
+      socket.on("error", (cause) => fail(isRelayError(cause) ? cause : lost(cause)));
       socket.on("end", () => fail(this.#confirmed ? undefined : closedEarly()));
       socket.on("close", () => fail(this.#confirmed ? undefined : closedEarly()));
       const read = (chunk: Uint8Array): void => {
-        this.#lastReadAt = performance.now();
         try {
-          // Not a Buffer: what we hand out must behave as Uint8Array everywhere (slice copies).
-          this.#protocol?.push(new Uint8Array(chunk.buffer, chunk.byteOffset, chunk.length));
-        } catch (cause) {
-          if (!(cause instanceof WireError)) throw cause;
-          fail(
-            new RelayError(
-              "ERR_RELAY_PROTOCOL",
-              `${this.url.origin} is no working DERP relay: ${cause.message}`,
-              {
-                cause,
-              },
-            ),
-          );
+          this.#read(chunk, answer);
+        } catch (error) {
+          fail(this.#brokeProtocol(error));
         }
       };
-      if (head.length > 0) read(head);
-      socket.on("data", read);
+      if (!request) {
+        socket.on("data", read).resume();
+        return;
+      }
+      if (!serverKey) socket.write(request);
+      else {
+        // In one piece: the relay then has all of it with the first packet.
+        this.#fast = true;
+        socket.cork();
+        try {
+          socket.write(request);
+          this.#protocol.startWith(serverKey);
+        } catch (error) {
+          fail(this.#brokeProtocol(error));
+        }
+        socket.uncork();
+      }
+      if (!socket.destroyed) socket.on("data", read).resume(); // a proxy's answer left it paused
     });
+  }
+
+  #read(chunk: Uint8Array, answer: UpgradeAnswer | undefined): void {
+    // Not a Buffer: what we hand out must behave as Uint8Array everywhere (slice copies).
+    let bytes: Uint8Array | undefined = new Uint8Array(chunk.buffer, chunk.byteOffset, chunk.length);
+    if (this.#fast && !this.#confirmed)
+      this.#confirmTimer ??= setTimeout(() => {
+        const error = new RelayError(
+          "ERR_RELAY_TIMEOUT",
+          "the relay did not get what followed the upgrade request",
+        );
+        this.#finish(error, () => this.#socket?.destroy());
+      }, FAST_CONFIRM_MS);
+    if (answer && !answer.done) bytes = answer.push(bytes);
+    if (bytes) this.#protocol?.push(bytes);
+    if (!this.#protocol || this.#protocol.frames === this.#frames) return;
+    this.#frames = this.#protocol.frames;
+    this.#lastFrameAt = performance.now();
+  }
+
+  /** @throws what is no fault of the relay's */
+  #brokeProtocol(cause: unknown): RelayError {
+    if (isRelayError(cause)) return cause;
+    if (!(cause instanceof WireError)) throw cause;
+    const code =
+      cause instanceof ServerKeyMismatch && !this.#confirmed ? "ERR_RELAY_KEY_CHANGED" : "ERR_RELAY_PROTOCOL";
+    return new RelayError(code, `${this.url.origin} is no working DERP relay: ${cause.message}`, { cause });
+  }
+
+  #limitRate({ tokenBucketBytesPerSecond: rate, tokenBucketBytesBurst: burst }: ServerInfo): void {
+    if (rate !== undefined && rate > 0)
+      this.#bucket = new TokenBucket(rate, Math.max(burst ?? 0, PACKET_OVERHEAD_BYTES), performance.now());
+  }
+
+  #drainLater(bucket: TokenBucket): void {
+    clearTimeout(this.#drainTimer);
+    this.#drainTimer = setTimeout(this.#onWritten, bucket.waitMs(performance.now()));
   }
 
   #onWritten = (): void => {
     const max = this.#options.maxBufferedBytes ?? MAX_BUFFERED_BYTES;
     if (!this.#full || this.#state !== "open" || this.bufferedBytes > max / 2) return;
+    if (this.#bucket && !this.#bucket.ready(performance.now())) {
+      this.#drainLater(this.#bucket);
+      return;
+    }
     this.#full = false;
     this.emit("drain");
   };
+
+  /** What the relay asked for; not beyond what it reads. */
+  #reply(bytes: Uint8Array): void {
+    if (this.bufferedBytes <= (this.#options.maxBufferedBytes ?? MAX_BUFFERED_BYTES)) this.#write(bytes);
+  }
 
   #write(bytes: Uint8Array): void {
     if (this.#socket && !this.#socket.destroyed && this.#state !== "closed") this.#socket.write(bytes);
@@ -318,7 +472,7 @@ export class DerpClient extends EventEmitter<DerpClientEvents> {
     const handshakeMs = Math.min(this.#options.timeoutMs ?? CONNECT_MS, readTimeoutMs);
     const check = (): void => {
       const timeoutMs = this.#confirmed ? readTimeoutMs : handshakeMs;
-      const leftMs = this.#lastReadAt + timeoutMs - performance.now();
+      const leftMs = this.#lastFrameAt + timeoutMs - performance.now();
       if (leftMs > 0) {
         this.#readTimer = setTimeout(check, leftMs + 1);
         return;
@@ -327,7 +481,7 @@ export class DerpClient extends EventEmitter<DerpClientEvents> {
         this.#socket?.destroy(),
       );
     };
-    this.#lastReadAt = performance.now();
+    this.#lastFrameAt = performance.now();
     this.#readTimer = setTimeout(check, handshakeMs);
   }
 
@@ -336,6 +490,8 @@ export class DerpClient extends EventEmitter<DerpClientEvents> {
     this.#state = "closed";
     this.#protocol?.close();
     clearTimeout(this.#readTimer);
+    clearTimeout(this.#confirmTimer);
+    clearTimeout(this.#drainTimer);
     for (const { settle } of [...this.#pings.values()])
       settle(new RelayError("ERR_RELAY_CLOSED", "the relay connection ended"));
     end();
@@ -347,8 +503,17 @@ export class DerpClient extends EventEmitter<DerpClientEvents> {
     this.#connecting?.abort(new RelayError("ERR_RELAY_ABORTED", "closed while connecting"));
     this.#protocol?.close();
     clearTimeout(this.#readTimer);
+    clearTimeout(this.#confirmTimer);
+    clearTimeout(this.#drainTimer);
     this.#socket?.destroy();
+    this.#tcp?.destroy();
   }
+}
+
+/** `address`: a socket's own; `here`: the machine's. Loopback is always there. */
+export function isStranded(address: string, here: readonly string[]): boolean {
+  const bare = (text: string): string => text.replace(/^::ffff:/, "").replace(/%.*$/, "");
+  return !bare(address).startsWith("127.") && !here.some((one) => bare(one) === bare(address));
 }
 
 function lost(cause: Error): RelayError {

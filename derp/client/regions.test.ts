@@ -1,72 +1,16 @@
 import assert from "node:assert/strict";
-import type { DerpMapLike, RelayPacket } from "../../mesh/node/relay.ts";
+import * as fc from "fast-check";
 import { utf8 } from "../../mesh/wire/bytes.ts";
-import { keyPair } from "../box.ts";
-import { Inbox, startRelay, type TestRelay, until } from "../testing.ts";
+import { until } from "../testing.ts";
 import { backoffMs } from "./backoff.ts";
-import { RelayClient, type RelayClientOptions } from "./regions.ts";
-
-interface Node {
-  relay: RelayClient;
-  key: Uint8Array;
-  packets: Inbox<RelayPacket>;
-  gone: Inbox<{ peer: Uint8Array; region: number; reason: number }>;
-  /** "1 up", "1 down" in order. */
-  states: string[];
-}
+import { RegionsLab } from "./testing.ts";
 
 const text = (data: Uint8Array): string => new TextDecoder().decode(data);
 
 describe("relay client over regions", () => {
-  const relays: TestRelay[] = [];
-  const nodes: Node[] = [];
-
-  const start = async (port = 0): Promise<TestRelay> => {
-    const relay = await startRelay({}, port);
-    relays.push(relay);
-    return relay;
-  };
-  const mapOf = (...ports: (number | number[])[]): DerpMapLike => ({
-    Regions: Object.fromEntries(
-      ports.map((given, i) => [
-        String(i + 1),
-        {
-          RegionID: i + 1,
-          RegionCode: `r${i + 1}`,
-          RegionName: "",
-          Nodes: [given].flat().map((port, n) => ({
-            Name: `${i + 1}${"abc"[n]}`,
-            RegionID: i + 1,
-            HostName: "127.0.0.1",
-            DERPPort: port,
-            ForceHTTP: true,
-          })),
-        },
-      ]),
-    ),
-  });
-  const join = (map: DerpMapLike, options: Partial<RelayClientOptions> = {}): Node => {
-    const keys = keyPair();
-    const node: Node = {
-      relay: new RelayClient({ privateKey: keys.privateKey, random: () => 0.5, ...options }),
-      key: keys.publicKey,
-      packets: new Inbox(),
-      gone: new Inbox(),
-      states: [],
-    };
-    node.relay.onPacket = (packet) => node.packets.push(packet);
-    node.relay.onPeerGone = (peer, region, reason) => node.gone.push({ peer, region, reason });
-    node.relay.onState = ({ region, connected }) =>
-      node.states.push(`${region} ${connected ? "up" : "down"}`);
-    node.relay.setMap(map);
-    nodes.push(node);
-    return node;
-  };
-
-  afterEach(async () => {
-    await Promise.all(nodes.splice(0).map((node) => node.relay.close()));
-    await Promise.all(relays.splice(0).map((relay) => relay.close()));
-  });
+  const lab = new RegionsLab();
+  const { start, mapOf, join } = lab;
+  afterEach(() => lab.close());
 
   it("connects home by itself and says so to the relay", async () => {
     const one = await start();
@@ -209,16 +153,49 @@ describe("relay client over regions", () => {
   });
 });
 
+/** How long a client that retries from the start of an outage takes to notice its end. */
+function noticedAfterMs(outageMs: number, random: () => number): number {
+  let now = 0;
+  for (let failures = 1; now < outageMs; failures++) now += backoffMs(failures, now, random());
+  return now - outageMs;
+}
+
 describe("relay back-off", () => {
   for (const [failures, outageMs, random, expected] of [
-    [1, 0, 0.5, 10],
-    [3, 100, 0.5, 90],
+    [1, 0, 1, 10],
+    [3, 100, 1, 90],
     [3, 100, 0, 45],
-    [10, 5_000, 0.5, 1_000],
-    [10_000, 59_999, 1, 1_500],
-    [22, 60_000, 0.5, 4_840],
-    [10_000, 60_000, 1, 7_500],
+    [10, 5_000, 0.5, 750],
+    [10_000, 299_999, 1, 1_000],
+    [22, 300_000, 0.5, 4_840],
+    [10_000, 300_000, 1, 7_500],
   ] as const)
-    it(`failure ${failures} after ${outageMs} ms waits ${expected} ms`, () =>
+    it(`failure ${failures} after ${outageMs} ms, random ${random}, waits ${expected} ms`, () =>
       assert.equal(backoffMs(failures, outageMs, random), expected));
+
+  for (const seconds of [1, 10, 60, 290])
+    it(`an outage of ${seconds} s: every client is back within 1 s of its end`, () => {
+      const draws = fc.array(fc.double({ min: 0, max: 1, noNaN: true }), { minLength: 50, maxLength: 50 });
+      fc.assert(
+        fc.property(draws, (random) => {
+          let i = 0;
+          assert.ok(noticedAfterMs(seconds * 1_000, () => random[i++ % random.length]) <= 1_000);
+        }),
+      );
+    });
+
+  it("a thousand clients of one relay don't come back at the same moment", () => {
+    for (const seconds of [10, 60, 290]) {
+      const perTenth = new Array<number>(10).fill(0);
+      for (let client = 1; client <= 1_000; client++) {
+        let state = client * 7_919;
+        const random = (): number => {
+          state = (state * 48_271) % 0x7fffffff;
+          return state / 0x7fffffff;
+        };
+        perTenth[Math.floor(noticedAfterMs(seconds * 1_000, random) / 100)]++;
+      }
+      assert.ok(Math.max(...perTenth) < 250, perTenth.join(" "));
+    }
+  });
 });

@@ -1,31 +1,62 @@
 // All relay connections of a node: one per region of the map, the home for good, others while they are written to.
 import { performance } from "node:perf_hooks";
-import type { DerpMapLike, DerpRegionLike, Relay, RelayPacket, RelayState } from "../../mesh/node/relay.ts";
+import type { DerpMapLike, Relay, RelayPacket, RelayState } from "../../mesh/node/relay.ts";
 import { equalBytes } from "../../mesh/wire/bytes.ts";
 import { backoffMs } from "./backoff.ts";
 import { DerpClient } from "./client.ts";
-import { RelayError } from "./errors.ts";
-import { chooseHome, nodeAddress, nodeUrl, relayNodes, withAccessUrl } from "./nodes.ts";
+import type { DialOptions } from "./dial.ts";
+import { isRelayError, RelayError } from "./errors.ts";
+import { preferredHome, ReportHistory } from "./home.ts";
+import type { NetcheckReport } from "./netcheck.ts";
+import {
+  type ClientMap,
+  type ClientNode,
+  type ClientRegion,
+  chooseHome,
+  isEligibleHome,
+  nodeAddresses,
+  nodeKey,
+  nodeUrl,
+  relayNodes,
+  withAccessUrl,
+} from "./nodes.ts";
 
 export interface RelayClientOptions {
   /** The node key's private half, 32 bytes. */
   privateKey: Uint8Array;
   map?: DerpMapLike;
-  /** Fixed home; chosen from the map by default. */
+  /** Fixed home; chosen from the map, then by latency, by default. */
   homeRegion?: number;
   /** Where this node reaches the control plane: its own relay is dialled there. */
   accessUrl?: string | URL;
   /** Of every upgrade request. */
   headers?: Record<string, string>;
+  /** The relay ticket in base64, asked for at each attempt; relays admit its bearer under its limits. */
+  ticket?: () => string | undefined;
   /** A certificate authority in PEM beside the system's. */
   ca?: string;
   appName?: string;
+  /** DERP over WebSocket at once, instead of when an upgrade was refused. */
+  forceWebSockets?: boolean;
+  /** false: the home stays the first by order. Without a choice between regions nothing is measured anyway. */
+  measureHome?: boolean;
+  /** Asked before a measured home is taken: whether peers would learn of it now. */
+  canMoveHome?: () => boolean;
+  /** Where HTTPS_PROXY, HTTP_PROXY and NO_PROXY are read; the process's by default. */
+  environment?: DialOptions["environment"];
   /** 0..1; spreads reconnects. */
   random?: () => number;
 }
 
 /** Between two nodes of one region, as long as another is left. */
 const NODE_CONNECT_MS = 1_500;
+/**
+ * For TCP to a relay that was reached before. Lost connection requests are repeated after 1, 3 and 7 s; starting over
+ * keeps the gap short, for the relay's return to be noticed.
+ */
+const RECONNECT_TCP_MS = 2_500;
+/** Every so many failures an attempt gets all the time there is, for a network that became that slow. */
+const PATIENT_EVERY = 4;
 const CONNECT_MS = 10_000;
 /** A connection that is not home closes after this without a write. */
 const IDLE_MS = 60_000;
@@ -33,16 +64,36 @@ const IDLE_CHECK_MS = 15_000;
 const MAX_ROUTES = 4_096;
 /** A relay may ask for no longer pause than this. */
 const MAX_RESTART_MS = 30_000;
+/** A connection that ended sooner was not good: a relay that greets and hangs up is not dialled without pause. */
+const STABLE_MS = 5_000;
+/** For the answer to a ping when the path is in doubt. */
+const CHECK_MS = 3_000;
+/** Frames that late in a check are the path's own sign of life: what came earlier may have waited in our kernel. */
+const CHECK_FRESH_MS = 1_000;
+/** An attempt older than that, when the network may have changed, is begun anew. */
+const STALE_ATTEMPT_MS = 1_000;
+/** Then the plain upgrade is tried again: what refused it may have been a deployment of a minute. */
+const WEBSOCKET_MS = 3_600_000;
+/** Short commands are over by then. */
+const FIRST_MEASURE_MS = 2_000;
+const MEASURE_EVERY_MS = 120_000;
+/** Not more often, whatever changes. */
+const MEASURE_GAP_MS = 20_000;
 
 /** One region: at most one connection, one attempt, or one pause. */
 interface Link {
   id: number;
-  region: DerpRegionLike;
+  region: ClientRegion;
   client: DerpClient | undefined;
   attempt: Promise<void> | undefined;
+  attemptAt: number;
   abort: AbortController | undefined;
   timer: NodeJS.Timeout | undefined;
   failures: number;
+  /** A connection was confirmed at some time. */
+  known: boolean;
+  /** When the present connection was confirmed; ms. */
+  confirmedAt: number | undefined;
   /** The last time the connection was known to be good; ms. */
   goodAt: number;
   /** The last time somebody wanted to send; ms. */
@@ -51,6 +102,11 @@ interface Link {
   restartInMs: number | undefined;
   /** Whose route is already known to be this region. */
   lastSrc: Uint8Array;
+  /** Our half of the handshake may leave before the relay's, where its key is known. */
+  fastStart: boolean;
+  /** Why WebSocket is used, and until when the plain upgrade is not tried. */
+  webSocket: { reason: string; untilAt: number } | undefined;
+  checking: boolean;
 }
 
 export class RelayClient implements Relay {
@@ -60,6 +116,8 @@ export class RelayClient implements Relay {
   onDrain: ((region: number) => void) | undefined;
   /** The home changed: peers must be told. */
   onHome: ((region: number | undefined) => void) | undefined;
+  /** A region is dialled over WebSocket from now on, and why; undefined: no longer. */
+  onFallback: ((region: number, reason: string | undefined) => void) | undefined;
   /** A problem a relay reports, for the user; "" when it is over. */
   onHealth: ((region: number, problem: string) => void) | undefined;
 
@@ -69,7 +127,15 @@ export class RelayClient implements Relay {
   /** Peer (latin1) -> region where it was last heard. */
   #routes = new Map<string, number>();
   #home: number | undefined;
-  #map: DerpMapLike | undefined;
+  /** Measured to be better; becomes home once it is connected. */
+  #nextHome: number | undefined;
+  #map: ClientMap | undefined;
+  #v6KnownGood = false;
+  #history = new ReportHistory<NetcheckReport>();
+  #measuring: Promise<NetcheckReport> | undefined;
+  #measuredAt = Number.NEGATIVE_INFINITY;
+  #measureTimer: NodeJS.Timeout | undefined;
+  #stop = new AbortController();
   #idleTimer: NodeJS.Timeout | undefined;
   #closed = false;
 
@@ -147,15 +213,52 @@ export class RelayClient implements Relay {
     return client.ping();
   }
 
+  /** Why `region` is dialled over WebSocket, if it is. */
+  fallbackReason(region: number): string | undefined {
+    return this.#links.get(region)?.webSocket?.reason;
+  }
+
+  /**
+   * The network may have changed, or the path seems dead: connections to `region` (default: all) that come from an
+   * address the machine no longer has are made anew at once, others unless they show life within 3 s; pauses end.
+   */
+  check(region?: number): void {
+    if (this.#closed) return;
+    const asked = region === undefined ? undefined : this.#links.get(region);
+    for (const link of region === undefined ? this.#links.values() : asked ? [asked] : [])
+      this.#checkLink(link);
+    if (region === undefined) this.#measureSoon(0);
+  }
+
+  /**
+   * Measures all regions now, whether there is a choice or not; the home may move by it.
+   *
+   * @throws {RelayError} ERR_RELAY_ABORTED, ERR_RELAY_NO_REGION without a map
+   */
+  netcheck({ full = true } = {}): Promise<NetcheckReport> {
+    this.#measuring ??= this.#measure(full).finally(() => {
+      this.#measuring = undefined;
+    });
+    return this.#measuring;
+  }
+
+  /** The latest report, if anything was measured. */
+  get lastReport(): NetcheckReport | undefined {
+    return this.#history.reports.at(-1);
+  }
+
   /** Ends everything; resolves when all sockets are closed. */
   async close(): Promise<void> {
     this.#closed = true;
+    this.#stop.abort();
+    clearTimeout(this.#measureTimer);
     clearInterval(this.#idleTimer);
     this.#idleTimer = undefined;
+    const measured = this.#measuring?.catch(() => {});
     this.#routes.clear();
     const links = [...this.#links.values()];
     this.#links.clear();
-    await Promise.all(links.map((link) => this.#drop(link)));
+    await Promise.all([measured, ...links.map((link) => this.#drop(link))]);
   }
 
   #applyMap(given: DerpMapLike): void {
@@ -168,7 +271,9 @@ export class RelayClient implements Relay {
     );
     for (const link of this.#links.values()) {
       const region = regions.get(link.id);
-      if (region && JSON.stringify(region.Nodes) === JSON.stringify(link.region.Nodes)) {
+      if (region && identity(region) === identity(link.region)) {
+        // Another key matters only to the next attempt: a relay that restarted closes its connections by itself.
+        if (JSON.stringify(region.Nodes) !== JSON.stringify(link.region.Nodes)) link.fastStart = true;
         link.region = region;
         continue;
       }
@@ -177,6 +282,7 @@ export class RelayClient implements Relay {
     }
     for (const [id, region] of regions) if (!this.#links.has(id)) this.#links.set(id, newLink(id, region));
     this.#setHome(this.#chooseHome());
+    this.#measureSoon(FIRST_MEASURE_MS);
   }
 
   #chooseHome(): number | undefined {
@@ -188,6 +294,7 @@ export class RelayClient implements Relay {
   #setHome(home: number | undefined): void {
     const before = this.#home;
     this.#home = home;
+    this.#nextHome = undefined;
     if (before !== home) {
       if (before !== undefined) this.#links.get(before)?.client?.notePreferred(false);
       this.onHome?.(home);
@@ -203,7 +310,7 @@ export class RelayClient implements Relay {
     return (
       !this.#closed &&
       this.#links.get(link.id) === link &&
-      (link.id === this.#home || performance.now() - link.usedAt < IDLE_MS)
+      (link.id === this.#home || link.id === this.#nextHome || performance.now() - link.usedAt < IDLE_MS)
     );
   }
 
@@ -222,30 +329,24 @@ export class RelayClient implements Relay {
     const startedAt = performance.now();
     const abort = new AbortController();
     link.abort = abort;
+    link.attemptAt = startedAt;
     let failure: Error | undefined;
     for (const [i, node] of nodes.entries()) {
-      const leftMs = CONNECT_MS - (performance.now() - startedAt);
-      if (leftMs <= 0 || abort.signal.aborted) break;
-      const client = new DerpClient({
-        url: nodeUrl(node),
-        address: nodeAddress(node),
-        privateKey: this.#options.privateKey,
-        // Statistics of the region's servers: we are not at the node we should be at.
-        headers: i === 0 ? this.#options.headers : { ...this.#options.headers, "Ideal-Node": nodes[0].Name },
-        ca: this.#options.ca,
-        insecure: node.InsecureForTests,
-        appName: this.#options.appName,
-        timeoutMs: leftMs,
-        connectMs: i < nodes.length - 1 ? NODE_CONNECT_MS : undefined,
-      });
-      this.#listen(link, client);
-      try {
-        await client.connect(abort.signal);
-        this.#opened(link, client);
-        return;
-      } catch (error) {
-        if (!(error instanceof Error)) throw error;
-        failure ??= error; // the preferred node's trouble is the one to tell
+      let again = true;
+      while (again) {
+        const leftMs = CONNECT_MS - (performance.now() - startedAt);
+        if (leftMs <= 0 || abort.signal.aborted) break;
+        const client = this.#newClient(link, node, i === nodes.length - 1, leftMs);
+        this.#listen(link, client);
+        try {
+          await client.connect(abort.signal);
+          this.#opened(link, client);
+          return;
+        } catch (error) {
+          if (!(error instanceof Error)) throw error;
+          failure ??= error; // the preferred node's trouble is the one to tell
+          again = !abort.signal.aborted && this.#adapt(link, client, error);
+        }
       }
     }
     failure ??= new RelayError("ERR_RELAY_TIMEOUT", `region ${link.id} could not be reached in time`);
@@ -254,6 +355,60 @@ export class RelayClient implements Relay {
       this.#pause(link);
     }
     throw failure;
+  }
+
+  #newClient(link: Link, node: ClientNode, last: boolean, leftMs: number): DerpClient {
+    const { headers, ticket, privateKey, ca, appName, environment, forceWebSockets } = this.#options;
+    const [ideal] = relayNodes(link.region);
+    const bearer = ticket?.();
+    const hurry = link.known && link.failures % PATIENT_EVERY !== 0 ? RECONNECT_TCP_MS : undefined;
+    if (link.webSocket && performance.now() > link.webSocket.untilAt) this.#setFallback(link, undefined);
+    return new DerpClient({
+      url: nodeUrl(node),
+      addresses: nodeAddresses(node),
+      certName: node.CertName,
+      insecure: node.InsecureForTests,
+      serverKey: nodeKey(node),
+      fastStart: link.fastStart,
+      webSocket: forceWebSockets || link.webSocket !== undefined,
+      headers: {
+        ...headers,
+        // Statistics of the region's servers: we are not at the node we should be at.
+        ...(node !== ideal && { "Ideal-Node": ideal.Name }),
+        ...(bearer && { "Derp-Ticket": bearer }),
+      },
+      privateKey,
+      ca,
+      appName,
+      environment,
+      v6KnownGood: this.#v6KnownGood,
+      timeoutMs: leftMs,
+      connectMs: last ? hurry : NODE_CONNECT_MS,
+    });
+  }
+
+  /** Learns from a failure how to dial the region. @returns whether that makes another attempt worthwhile at once */
+  #adapt(link: Link, client: DerpClient, error: Error | undefined): boolean {
+    const { code, status } = isRelayError(error) ? error : { code: undefined, status: undefined };
+    if (client.fastStarted && !client.confirmed && code !== "ERR_RELAY_ABORTED") {
+      // Another key, or something in between that swallows what it does not expect: say one thing at a time.
+      const first = link.fastStart;
+      link.fastStart = false;
+      if (code !== "ERR_RELAY_REFUSED") return first;
+    }
+    if (code !== "ERR_RELAY_REFUSED" || status === undefined || status >= 500) return false;
+    if (this.#options.forceWebSockets) return false;
+    if (link.webSocket) {
+      this.#setFallback(link, undefined); // it is no better
+      return false;
+    }
+    this.#setFallback(link, error?.message);
+    return true;
+  }
+
+  #setFallback(link: Link, reason: string | undefined): void {
+    link.webSocket = reason === undefined ? undefined : { reason, untilAt: performance.now() + WEBSOCKET_MS };
+    this.onFallback?.(link.id, reason);
   }
 
   #opened(link: Link, client: DerpClient): void {
@@ -268,14 +423,20 @@ export class RelayClient implements Relay {
         `the relay of region ${link.id} closed the connection at once`,
       );
     link.client = client;
-    link.restartInMs = undefined;
-    if (link.id === this.#home) client.notePreferred(true);
-    else this.#idleTimer ??= setInterval(() => this.#closeIdle(), IDLE_CHECK_MS);
+    link.confirmedAt = undefined;
+    if (client.family === 6) this.#v6KnownGood = true;
+    if (link.id === this.#nextHome) this.#setHome(link.id);
+    else if (link.id === this.#home) client.notePreferred(true);
+    if (link.id !== this.#home) this.#idleTimer ??= setInterval(() => this.#closeIdle(), IDLE_CHECK_MS);
     this.onState?.({ region: link.id, connected: true });
   }
 
   #listen(link: Link, client: DerpClient): void {
-    client.on("confirmed", () => this.#good(link));
+    client.on("confirmed", () => {
+      link.known = true;
+      link.restartInMs = undefined;
+      link.confirmedAt = performance.now();
+    });
     client.on("packet", ({ src, data }) => {
       this.#heard(link, src);
       this.onPacket?.({ src, region: link.id, data });
@@ -296,14 +457,131 @@ export class RelayClient implements Relay {
       link.client = undefined;
       link.lastSrc = NOBODY;
       for (const [peer, region] of this.#routes) if (region === link.id) this.#routes.delete(peer);
+      const now = performance.now();
+      if (link.confirmedAt !== undefined && now - link.confirmedAt >= STABLE_MS) {
+        link.failures = 0;
+        link.goodAt = now;
+      }
+      link.confirmedAt = undefined;
+      const again = this.#adapt(link, client, error);
       this.onState?.({ region: link.id, connected: false, error });
-      this.#pause(link);
+      if (again && this.#wanted(link))
+        this.#dial(link).catch(() => {}); // told through onState
+      else this.#pause(link);
     });
   }
 
-  #good(link: Link): void {
-    link.failures = 0;
-    link.goodAt = performance.now();
+  /** Is the connection still good? See `check`. */
+  #checkLink(link: Link): void {
+    const { client } = link;
+    const now = performance.now();
+    if (!client) {
+      if (!this.#wanted(link)) return;
+      if (!link.attempt)
+        this.#dial(link).catch(() => {}); // told through onState
+      else if (now - link.attemptAt > STALE_ATTEMPT_MS) {
+        link.failures = 0; // the network is another one
+        link.abort?.abort();
+      }
+      return;
+    }
+    const dead = (why: string): void => {
+      if (link.client !== client) return;
+      link.failures = 0;
+      link.goodAt = performance.now();
+      link.restartInMs = undefined;
+      client.abandon(new RelayError("ERR_RELAY_CLOSED", why));
+      if (link.timer) this.#dial(link).catch(() => {}); // told through onState
+    };
+    if (client.stranded) {
+      dead("the network changed: the address the relay connection came from is gone");
+      return;
+    }
+    if (link.checking) return;
+    link.checking = true;
+    client
+      .ping(CHECK_MS)
+      .catch(() => {
+        if (performance.now() - client.lastFrameAt > CHECK_FRESH_MS) dead("the relay connection went silent");
+      })
+      .finally(() => {
+        link.checking = false;
+      });
+  }
+
+  /** There is a choice, and it is to be made by latency. */
+  get #choosy(): boolean {
+    const { homeRegion, measureHome = true } = this.#options;
+    if (!this.#map || homeRegion !== undefined || !measureHome || this.#closed) return false;
+    return Object.values(this.#map.Regions).filter(isEligibleHome).length > 1;
+  }
+
+  /** Measures after a while; an earlier appointment stands. */
+  #measureSoon(afterMs: number): void {
+    if (!this.#choosy) {
+      clearTimeout(this.#measureTimer);
+      this.#measureTimer = undefined;
+      return;
+    }
+    const gapMs = this.#measuredAt + MEASURE_GAP_MS - performance.now();
+    if (this.#measureTimer && afterMs > 0) return;
+    clearTimeout(this.#measureTimer);
+    this.#measureTimer = setTimeout(
+      () => {
+        this.#measureTimer = undefined;
+        if (!this.#choosy) return;
+        this.netcheck({ full: this.#history.needsFull(performance.now()) })
+          .catch(() => {}) // closed
+          .finally(() => this.#measureSoon(MEASURE_EVERY_MS * (0.9 + this.#random() / 5)));
+      },
+      Math.max(afterMs, gapMs),
+    );
+    this.#measureTimer.unref(); // no reason to live on
+  }
+
+  async #measure(full: boolean): Promise<NetcheckReport> {
+    const map = this.#map;
+    if (!map || this.#closed)
+      throw new RelayError("ERR_RELAY_NO_REGION", "there is no relay map yet: nothing to measure");
+    this.#measuredAt = performance.now();
+    const { runNetcheck } = await import("./netcheck-shell.ts");
+    const { ca, environment } = this.#options;
+    const last = this.lastReport;
+    const report = await runNetcheck({
+      map,
+      full,
+      home: this.#home,
+      last,
+      ca,
+      environment,
+      signal: this.#stop.signal,
+    });
+    this.#history.add(report);
+    if (report.ipv6) this.#v6KnownGood = true;
+    this.#followReport();
+    return report;
+  }
+
+  /** Moves home where the reports say, once the new one is connected: peers always find us at one of them. */
+  #followReport(): void {
+    if (!this.#choosy || !this.#map) return;
+    const choice = preferredHome({
+      map: this.#map,
+      reports: this.#history.reports,
+      current: this.#home,
+      heardAt: (region) => this.#links.get(region)?.client?.lastFrameAt,
+      now: performance.now(),
+    });
+    this.#nextHome = undefined;
+    const link = choice === undefined ? undefined : this.#links.get(choice);
+    if (!link || link.id === this.#home || this.#options.canMoveHome?.() === false) return;
+    if (!link.client?.connected) {
+      this.#nextHome = link.id;
+      this.#dial(link).catch(() => {}); // tried again until the next report
+      return;
+    }
+    this.#setHome(link.id);
+    this.onState?.({ region: link.id, connected: true }); // who looks at homeRegion looks then
   }
 
   #heard(link: Link, src: Uint8Array): void {
@@ -318,8 +596,8 @@ export class RelayClient implements Relay {
   /** Dials again after a while, if anybody still wants the region then. */
   #pause(link: Link): void {
     if (!this.#wanted(link)) return;
-    link.failures++;
-    if (link.failures === 1) link.goodAt = performance.now();
+    if (link.failures++ === 0) link.goodAt = performance.now();
+    if (link.id === this.#home && link.failures > 1) this.#measureSoon(MEASURE_GAP_MS); // others may be within reach
     const delayMs =
       link.restartInMs !== undefined
         ? link.restartInMs * (0.5 + this.#random())
@@ -335,7 +613,7 @@ export class RelayClient implements Relay {
   #closeIdle(): void {
     let others = 0;
     for (const link of this.#links.values()) {
-      if (!link.client || link.id === this.#home) continue;
+      if (!link.client || link.id === this.#home || link.id === this.#nextHome) continue;
       if (performance.now() - link.usedAt < IDLE_MS) others++;
       else link.client.close();
     }
@@ -354,19 +632,30 @@ export class RelayClient implements Relay {
 
 const NOBODY = new Uint8Array();
 
-function newLink(id: number, region: DerpRegionLike): Link {
+/** What makes a connection to the region another one. */
+function identity(region: ClientRegion): string {
+  return JSON.stringify(region.Nodes.map((node) => ({ ...node, PublicKey: undefined })));
+}
+
+function newLink(id: number, region: ClientRegion): Link {
   return {
     id,
     region,
     client: undefined,
     attempt: undefined,
+    attemptAt: Number.NEGATIVE_INFINITY,
     abort: undefined,
     timer: undefined,
     failures: 0,
+    known: false,
+    confirmedAt: undefined,
     goodAt: performance.now(),
     usedAt: Number.NEGATIVE_INFINITY,
     restartInMs: undefined,
     lastSrc: NOBODY,
+    fastStart: true,
+    webSocket: undefined,
+    checking: false,
   };
 }
 

@@ -1,110 +1,65 @@
-// Opens the byte stream to a relay: TCP or TLS, then the HTTP/1.1 upgrade to DERP.
-import http from "node:http";
-import https from "node:https";
-import { isIP } from "node:net";
-import type { Duplex } from "node:stream";
+// The HTTP/1.1 upgrade to DERP: what is asked, and what the answer means. Pure.
 import { RelayError } from "./errors.ts";
+import { ResponseHeadReader, requestHead } from "./http-head.ts";
 
-export interface UpgradeOptions {
-  /** http: or https:, with the path, for example https://relay.example.com/derp. */
-  url: URL;
-  /** Connect to this IP address; `url`'s host is still what is asked for and verified. */
-  address?: string;
-  headers?: Record<string, string>;
-  /** For TCP alone; a relay with others behind it must not use up the whole time. */
-  connectMs?: number;
-  /** Ends the attempt with its reason. */
-  signal: AbortSignal;
-  /** A certificate authority in PEM beside the system's. */
-  ca?: string;
-  /** Takes any certificate. Only for a map that says so. */
-  insecure?: boolean;
-}
+const FIRST_BYTE_OF_HTTP = 0x48;
 
-/** @throws {RelayError} ERR_RELAY_UNREACHABLE, ERR_RELAY_REFUSED, or the signal's reason */
-export function openUpgrade(options: UpgradeOptions): Promise<{ socket: Duplex; head: Uint8Array }> {
-  const { url, signal } = options;
-  const secure = url.protocol === "https:";
-  const hostname = url.hostname.replace(/^\[|\]$/g, "");
-  return new Promise((resolve, reject) => {
-    if (signal.aborted) {
-      reject(signal.reason);
-      return;
-    }
-    const request = (secure ? https : http).request({
-      hostname: options.address ?? hostname,
-      port: url.port || (secure ? 443 : 80),
-      path: url.pathname + url.search,
-      agent: false,
-      setHost: false,
-      headers: { ...options.headers, Host: url.host, Upgrade: "DERP", Connection: "Upgrade" },
-      ...(secure && {
-        ALPNProtocols: ["http/1.1"],
-        servername: isIP(hostname) ? "" : hostname,
-        rejectUnauthorized: !options.insecure,
-        ca: options.ca,
-      }),
-    });
-    let connectTimer: NodeJS.Timeout | undefined;
-    const settle = (): void => {
-      clearTimeout(connectTimer);
-      signal.removeEventListener("abort", onAbort);
-    };
-    const fail = (error: unknown): void => {
-      settle();
-      request.on("error", () => {}); // of the destruction
-      request.destroy();
-      reject(error);
-    };
-    const onAbort = (): void => fail(signal.reason);
-    signal.addEventListener("abort", onAbort);
-    request.on("error", (cause: Error) =>
-      fail(
-        new RelayError(
-          "ERR_RELAY_UNREACHABLE",
-          `can't reach the relay at ${url.origin}: ${reasonOf(cause)}`,
-          {
-            cause,
-          },
-        ),
-      ),
-    );
-    request.on("socket", (socket) => {
-      socket.setNoDelay(true);
-      if (options.connectMs === undefined || !socket.connecting) return;
-      connectTimer = setTimeout(
-        () =>
-          fail(
-            new RelayError(
-              "ERR_RELAY_UNREACHABLE",
-              `the relay at ${url.origin} doesn't answer a TCP connection`,
-            ),
-          ),
-        options.connectMs,
-      );
-      socket.once("connect", () => clearTimeout(connectTimer));
-    });
-    request.on("response", (response) => {
-      const status = response.statusCode ?? 0;
-      fail(
-        new RelayError(
-          "ERR_RELAY_REFUSED",
-          `${url.origin} answered the relay upgrade with status ${status}; does a proxy in between strip upgrades?`,
-          { status },
-        ),
-      );
-    });
-    request.on("upgrade", (_response, socket, head) => {
-      settle();
-      resolve({ socket, head });
-    });
-    request.end();
+/** `fastStart`: the relay shall answer in frames at once, without a response head. */
+export function upgradeRequest(url: URL, headers: Record<string, string>, fastStart: boolean): Uint8Array {
+  return requestHead("GET", url.pathname + url.search, {
+    ...headers,
+    Host: url.host,
+    Upgrade: "DERP",
+    Connection: "Upgrade",
+    ...(fastStart && { "Derp-Fast-Start": "1" }),
   });
 }
 
-/** Node leaves the message of a failed attempt on several addresses empty. */
-function reasonOf(error: Error): string {
-  if (error instanceof AggregateError && error.errors.length > 0)
-    return error.errors.map((one: unknown) => (one instanceof Error ? one.message : String(one))).join("; ");
-  return error.message || error.name;
+/** Finds where the frames begin in what the relay sends. */
+export class UpgradeAnswer {
+  #origin: string;
+  #fastStart: boolean;
+  #reader: ResponseHeadReader | undefined;
+  #done = false;
+
+  constructor(origin: string, fastStart: boolean) {
+    this.#origin = origin;
+    this.#fastStart = fastStart;
+  }
+
+  /** The upgrade is accepted: all further bytes are frames. */
+  get done(): boolean {
+    return this.#done;
+  }
+
+  /**
+   * @returns the bytes of `chunk` that are frames, once there are any
+   * @throws {RelayError} ERR_RELAY_REFUSED with the status, ERR_RELAY_PROTOCOL
+   */
+  push(chunk: Uint8Array): Uint8Array | undefined {
+    if (chunk.length === 0) return undefined;
+    // A refusal has a head also where the answer to a fast start has none.
+    if (!this.#reader && this.#fastStart && chunk[0] !== FIRST_BYTE_OF_HTTP) {
+      this.#done = true;
+      return chunk;
+    }
+    this.#reader ??= new ResponseHeadReader();
+    const head = this.#reader.push(chunk);
+    if (!head) return undefined;
+    if (head.status !== 101) throw refused(this.#origin, head.status);
+    this.#done = true;
+    return head.rest.length > 0 ? head.rest : undefined;
+  }
+}
+
+export function refused(origin: string, status: number): RelayError {
+  const hint =
+    status >= 500
+      ? "it may be starting or full, and is asked again"
+      : "does a proxy in between strip upgrades? DERP over WebSocket is tried then";
+  return new RelayError(
+    "ERR_RELAY_REFUSED",
+    `${origin} answered the relay upgrade with status ${status}; ${hint}`,
+    { status },
+  );
 }

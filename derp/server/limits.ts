@@ -12,6 +12,9 @@ export interface DerpLimits {
   unproven: number;
   /** Bytes that all of them together may make us hold. */
   unprovenBytes: number;
+  /** Connections taken over per second, and at once; more are refused. 0: no limit. */
+  acceptsPerSecond: number;
+  acceptBurst: number;
   /** Proven connections. */
   clients: number;
   /** Connections with one key; a further one closes the one silent longest. */
@@ -31,6 +34,8 @@ export const DEFAULT_LIMITS: DerpLimits = {
   unprovenPerAddress: 256,
   unproven: 2_048,
   unprovenBytes: 32 << 20,
+  acceptsPerSecond: 0,
+  acceptBurst: 0,
   clients: 20_000,
   connectionsPerKey: 16,
   // At most 128 KiB lie in one write, so this asks for 200 kbit/s; upstream's 2 s close more than they save.

@@ -1,4 +1,5 @@
 // What waits for one slow receiver: bounded in bytes and in time, fair between senders, oldest dropped first.
+import type { Lost } from "./metrics.ts";
 
 export interface QueueLimits {
   /** Never more than this waits. */
@@ -12,9 +13,13 @@ export interface QueueLimits {
 /** Sent per sender and round; one packet of full size, so that no sender waits for more than one of each other. */
 const QUANTUM_BYTES = 65_573;
 
-interface Item {
+/** Whole packets of one sender that lay beside each other. */
+export interface Item {
   bytes: Uint8Array;
   frames: number;
+  /** How many of the frames are path discovery. */
+  disco: number;
+  /** Since when it waits. */
   at: number;
 }
 
@@ -61,11 +66,12 @@ export class FairQueue<S> {
   #round = new Fifo<Flow<S>>();
   #bytes = 0;
   #frames = 0;
-  droppedFrames = 0;
-  droppedBytes = 0;
+  #onDrop: (lost: Lost) => void;
 
-  constructor(limits: QueueLimits) {
+  /** `onDrop` hears of what the bounds made us drop; its `bytes` are those of whole frames. */
+  constructor(limits: QueueLimits, onDrop: (lost: Lost) => void = () => {}) {
     this.#limits = limits;
+    this.#onDrop = onDrop;
   }
 
   get bytes(): number {
@@ -77,7 +83,7 @@ export class FairQueue<S> {
   }
 
   /** Adds `bytes`, which hold `frames` whole frames, and drops what the bounds then ask for. */
-  push(source: S, bytes: Uint8Array, frames: number, now: number): void {
+  push(source: S, bytes: Uint8Array, frames: number, now: number, disco = 0): void {
     let flow = this.#flows.get(source);
     if (!flow) {
       flow = { source, items: new Fifo(), bytes: 0, deficit: 0 };
@@ -86,7 +92,7 @@ export class FairQueue<S> {
     }
     // A small frame may lie in a large read buffer, all of which it would keep alive uncounted.
     const counted = bytes.length * 2 < bytes.buffer.byteLength ? bytes.slice() : bytes;
-    flow.items.push({ bytes: counted, frames, at: now });
+    flow.items.push({ bytes: counted, frames, disco, at: now });
     flow.bytes += counted.length;
     this.#bytes += counted.length;
     this.#frames += frames;
@@ -97,8 +103,8 @@ export class FairQueue<S> {
     while (this.#bytes > maxBytes) this.#drop(this.#fattest());
   }
 
-  /** The next bytes to send; a sender's in the order it sent them. */
-  shift(): Uint8Array | undefined {
+  /** The next to send; a sender's in the order it sent them. */
+  shift(): Item | undefined {
     for (let flow = this.#round.first(); flow; flow = this.#round.first()) {
       const item = flow.items.first();
       if (!item) {
@@ -108,8 +114,7 @@ export class FairQueue<S> {
       }
       if (flow.deficit >= item.bytes.length) {
         flow.deficit -= item.bytes.length;
-        this.#take(flow);
-        return item.bytes;
+        return this.#take(flow);
       }
       flow.deficit += QUANTUM_BYTES;
       this.#round.shift();
@@ -124,10 +129,15 @@ export class FairQueue<S> {
     return fattest;
   }
 
+  /** Forgets everything. */
+  clear(onLost: (lost: Lost) => void): void {
+    for (const flow of this.#flows.values()) while (flow.items.size > 0) onLost(lostBy(this.#take(flow)));
+    this.#flows.clear();
+    this.#round = new Fifo();
+  }
+
   #drop(flow: Flow<S>): void {
-    const item = this.#take(flow);
-    this.droppedFrames += item.frames;
-    this.droppedBytes += item.bytes.length;
+    this.#onDrop(lostBy(this.#take(flow)));
   }
 
   #take(flow: Flow<S>): Item {
@@ -137,4 +147,8 @@ export class FairQueue<S> {
     this.#frames -= item.frames;
     return item;
   }
+}
+
+function lostBy({ bytes, frames, disco }: Item): Lost {
+  return { frames, disco, bytes: bytes.length };
 }

@@ -12,41 +12,24 @@ import {
   maxServerBodyBytes,
   writeHeader,
 } from "../../mesh/wire/derp.ts";
-import { keyPair, openServerInfo, sealClientInfo, sharedKey } from "../box.ts";
-import { RawClient, startRelay, type TestClient, type TestRelay, until } from "../testing.ts";
+import { keyPair, sealClientInfo, sharedKey } from "../box.ts";
+import {
+  RawClient,
+  rawJoin,
+  sendFrame,
+  startRelay,
+  type TestClient,
+  type TestRelay,
+  until,
+} from "../testing.ts";
 import { addressGroup, type DerpServerOptions } from "./server.ts";
-
-/** A raw client that has finished the handshake, `extra` sent in the same write as ClientInfo. */
-async function rawJoin(
-  relay: TestRelay,
-  { extra = new Uint8Array() as Uint8Array, info = {} } = {},
-): Promise<RawClient> {
-  const raw = new RawClient(relay.port);
-  raw.upgrade();
-  const hello = await raw.nextFrame();
-  const shared = sharedKey(hello.body.subarray(8), raw.keys.privateKey);
-  const clientInfo = sealClientInfo(
-    { version: 2, canAckPings: true, ...info },
-    raw.keys.publicKey,
-    shared,
-    randomBytes(24),
-  );
-  raw.socket.write(Buffer.concat([clientInfo, extra]));
-  const first = await raw.nextFrame();
-  assert.equal(first.type, FRAME.serverInfo, "ServerInfo is the first frame after ServerKey");
-  assert.equal(openServerInfo(first.body, shared).version, 2);
-  return raw;
-}
 
 const disco = (): Uint8Array => {
   const bytes = new Uint8Array(100);
   bytes.set(fromHex("5453f09f92ac"));
   return bytes;
 };
-const sendFrame = (dst: Uint8Array, data: Uint8Array): Uint8Array =>
-  encodeFrame({ kind: "sendPacket", dst, data });
-
-describe("DERP relay over loopback", () => {
+describe("derp properties: the relay over loopback", () => {
   let relay: TestRelay;
   const start = async (options: DerpServerOptions = {}): Promise<void> => {
     relay = await startRelay(options);
@@ -152,11 +135,11 @@ describe("DERP relay over loopback", () => {
     await raw.closed;
   });
 
-  it("RunDerpProbeNodePair: 64 KiB packets, 30 in flight, arrive complete and in order", async () => {
+  it("RunDerpProbeNodePair: 100 MB in 64 KiB packets, at most 30 in flight, arrive complete and in order", async () => {
     await start();
     const a = await relay.client();
     const b = await relay.client();
-    const total = 400;
+    const total = Math.ceil(100_000_000 / 65_536);
     const data = new Uint8Array(65_536);
     let sent = 0;
     const send = (): void => {
@@ -164,13 +147,14 @@ describe("DERP relay over loopback", () => {
       new DataView(copy.buffer).setUint32(0, sent++);
       assert.ok(a.client.send(b.key, copy));
     };
-    for (let i = 0; i < 15; i++) send();
+    for (let i = 0; i < 15; i++) send(); // 1 MiB, what a client lets wait; 30 would be refused
     for (let i = 0; i < total; i++) {
       const { data: got } = await b.packets.take();
       assert.equal(new DataView(got.buffer, got.byteOffset).getUint32(0), i);
       assert.equal(got.length, data.length);
       if (sent < total) send();
     }
+    assert.equal(relay.server.stats.bytesSent, total * data.length);
   });
 
   it("keeps packets apart and in order however small they are and however many share a read", async () => {
@@ -289,6 +273,40 @@ describe("DERP relay over loopback", () => {
     assert.equal(relay.server.stats.currentDuplicateKeys, 0);
   });
 
+  it("ServerDupClients: of fighters A-B-A and A-B-C-A whoever spoke last receives, and none is closed", async () => {
+    await start();
+    const { privateKey } = keyPair();
+    const from = await relay.client();
+    const fighters = [await relay.client({ privateKey }), await relay.client({ privateKey })];
+    const fight = async (order: number[]): Promise<void> => {
+      for (const i of order) await fighters[i].client.ping();
+      const last = fighters[order.at(-1)!];
+      from.client.send(last.key, utf8("to the last"));
+      await last.packets.take();
+      assert.ok(fighters.every(({ client, packets }) => client.connected && packets.size === 0));
+    };
+    await fight([0, 1, 0]);
+    fighters.push(await relay.client({ privateKey }));
+    await fight([0, 1, 2, 0]);
+    assert.equal(relay.server.stats.currentDuplicateKeys, 1);
+  });
+
+  it("ServerDupClients: a connection that replaces another takes over before the old one ends", async () => {
+    await start();
+    const { privateKey } = keyPair();
+    const from = await relay.client();
+    const old = await relay.client({ privateKey });
+    from.client.send(old.key, utf8("1"));
+    await old.packets.take();
+    const replacement = await relay.client({ privateKey });
+    await old.client.close();
+    await until(() => relay.server.stats.currentConnections === 2);
+    from.client.send(old.key, utf8("2"));
+    assert.equal(new TextDecoder().decode((await replacement.packets.take()).data), "2");
+    await from.client.ping();
+    assert.equal(from.gone.size, 0, "the key was never gone");
+  });
+
   it("frames behind ClientInfo in the same segment are not lost", async () => {
     await start();
     const b = await relay.client();
@@ -364,6 +382,20 @@ describe("DERP relay over loopback", () => {
     raw.socket.write("GET /derp HTTP/1.1\r\nHost: x\r\nUpgrade: h2c\r\nConnection: Upgrade\r\n\r\n");
     await raw.closed;
     assert.match(raw.head, /^HTTP\/1\.1 426 Upgrade Required\r\n/);
+  });
+
+  it("NoContent: /generate_204 answers challenges that can be no markup, and none else", async () => {
+    await start();
+    const ask = async (challenge: string): Promise<string | null> => {
+      const url = new URL("/generate_204", relay.url);
+      const response = await fetch(url, { headers: { "X-Tailscale-Challenge": challenge } });
+      assert.equal(response.status, 204);
+      assert.match(response.headers.get("cache-control")!, /no-store/);
+      return response.headers.get("x-tailscale-response");
+    };
+    assert.equal(await ask("ts_a.example:80-1"), "response ts_a.example:80-1");
+    assert.equal(await ask("<b>"), null);
+    assert.equal(await ask("x".repeat(65)), null);
   });
 
   it("WebSocket with the subprotocol derp carries the same bytes, however cut", async () => {
@@ -584,6 +616,21 @@ describe("DERP relay over loopback", () => {
     }
     await until(() => relay.server.stats.currentConnections === 1);
     await b.client.ping();
+  });
+});
+
+describe("derp properties: accept limiter", () => {
+  it("refuses what comes faster than allowed, and goes on accepting", async () => {
+    const relay = await startRelay({ limits: { acceptsPerSecond: 100, acceptBurst: 2 } });
+    const raws = Array.from({ length: 6 }, () => new RawClient(relay.port));
+    for (const raw of raws) raw.upgrade();
+    await until(() => relay.server.stats.accepts + relay.server.stats.refused === 6);
+    assert.ok(relay.server.stats.refused >= 3);
+    for (const raw of raws) raw.socket.destroy();
+    let client: TestClient | undefined;
+    while (!client) client = await relay.client().catch(() => undefined);
+    assert.ok(client.client.connected);
+    await relay.close();
   });
 });
 
