@@ -1,39 +1,58 @@
 // Coordinator and relay as parts of the control plane: what they ask of it, answered from the database.
 import { randomUUID } from "node:crypto";
+import type { IncomingMessage } from "node:http";
+import type { Duplex } from "node:stream";
 import type { Knex } from "knex";
 import type { Logger } from "pino";
 import type { WebSocket } from "ws";
-import { Coordinator, type NodeSubject } from "../coordinator/coordinator.ts";
+import {
+  Coordinator,
+  type GrantDecision,
+  type ReachTarget,
+  type UserSubject,
+} from "../coordinator/coordinator.ts";
+import { verifyEd25519 } from "../coordinator/ed25519.ts";
 import { serveNode } from "../coordinator/server.ts";
-import { Signer } from "../coordinator/signing.ts";
-import { MemoryStore } from "../coordinator/store.ts";
 import { embeddedRelayMap } from "../derp/map.ts";
-import { DerpServer } from "../derp/server/server.ts";
-import type { Identity } from "./api/authenticate.ts";
-import { canConnect, isCurrentAgent, setAgentConnected, setAgentDisconnected } from "./db/queries/agents.ts";
+import { DerpServer, type RelayService } from "../derp/server/server.ts";
+import type { PublicSigningKey } from "../mesh/wire/signed.ts";
+import { type Identity, markUsed } from "./api/authenticate.ts";
 import { errorText } from "./db/queries/error-text.ts";
-import type { UserRow } from "./db/queries/rows.ts";
-import { loadSigningKeys } from "./db/queries/signing.ts";
+import { PostgresStore } from "./db/queries/mesh-store.ts";
+import { judgeReach, parseWorkspaceName, type ReachRow, reachRows } from "./db/queries/reach.ts";
 import type { Topics } from "./db/queries/topics.ts";
+import { keepSigningKeys } from "./mesh/keys.ts";
+import { presenceWriter } from "./mesh/presence.ts";
+import { Revocation } from "./mesh/revocation.ts";
+import { nodeUpgrades, subjectOf } from "./mesh/upgrade.ts";
+import { agentStatus, buildStatus } from "./templates/status.ts";
 
 export interface MeshServicesOptions {
   knex: Knex;
   topics: Topics;
   accessUrl: () => string;
   logger: Logger;
+  /** The relay to offer; default: one in this process. `keys`: the deployment's signing keys, as they are now. */
+  makeRelay?: (keys: () => readonly PublicSigningKey[]) => RelayService;
+  /** The relays there are; default: the one at the access URL. */
+  relayMap?: () => { Regions: Record<string, unknown> };
+  now?: () => Date;
 }
 
 export interface MeshServices {
-  relay: DerpServer;
+  relay: RelayService;
   coordinator: Coordinator;
+  /** Takes an upgrade request of the coordinator's route. `authenticate` is asked unless a resume token will do. */
+  handleUpgrade(
+    req: IncomingMessage,
+    socket: Duplex,
+    head: Buffer,
+    authenticate: () => Promise<Identity>,
+  ): Promise<void>;
   /** Joins an upgraded and authenticated WebSocket. */
   serve(socket: WebSocket, identity: Identity): void;
   stop(): Promise<void>;
 }
-
-/** What watchers of everything hear after the database connection was away: anything may have changed. */
-const ANY = "*";
-const ACCESS_ENDED: ReadonlySet<string> = new Set(["ERR_NOT_FOUND", "ERR_FORBIDDEN"]);
 
 /** Grants what the control plane allows; shell access means every service of the agent. */
 const ALL_SERVICES = ["*"];
@@ -43,112 +62,118 @@ export async function startMeshServices({
   topics,
   accessUrl,
   logger,
+  makeRelay = (keys) => new DerpServer({ logger, tickets: { keys, verify: verifyEd25519 } }),
+  relayMap = () => embeddedRelayMap(accessUrl()),
+  now = () => new Date(),
 }: MeshServicesOptions): Promise<MeshServices> {
-  const relay = new DerpServer({ logger });
+  const onError = (error: unknown) => logger.error({ error: errorText(error) }, "the coordinator failed");
+  await topics.start(["api_key", "mesh_node", "mesh_grant", "signing_key"]);
   const presence = presenceWriter(knex, logger);
-  const coordinator = new Coordinator({
-    store: new MemoryStore(),
-    signer: new Signer(await loadSigningKeys(knex)),
-    authorize: async ({ userId, scope }, agentId) => {
-      const user: UserRow | undefined = await knex("users").where({ id: userId, deleted: false }).first();
-      if (!user) return { allowed: false, code: "ERR_FORBIDDEN", message: "The user no longer exists." };
-      const verdict = await canConnect(knex, { userId, roles: user.roles, scope }, agentId);
-      if (!verdict.ok) return { allowed: false, code: verdict.code, message: verdict.reason };
-      logger.info({ userId, agentId, workspaceId: verdict.workspace.id }, "granted a session");
-      return { allowed: true, permissions: ALL_SERVICES };
+  const keys = await keepSigningKeys({
+    knex,
+    topics,
+    now,
+    onError,
+    onChange(signer, isRevoked) {
+      coordinator.setSigner(signer);
+      if (isRevoked) coordinator.renewAll().catch(onError);
     },
-    relayMap: () => embeddedRelayMap(accessUrl()),
+  });
+  const store = new PostgresStore({ knex, topics, replicaId: randomUUID(), onError });
+  const coordinator = new Coordinator({
+    store,
+    signer: keys.signer,
+    authorize: (subject, target) => decide(subject, target),
+    relayMap,
     onAgentPresence: presence.record,
-    nowMs: Date.now,
+    onError,
+    nowMs: () => now().getTime(),
     newId: randomUUID,
   });
-  const failed = (error: unknown) => logger.error({ error: errorText(error) }, "could not follow a change");
-  // A build that succeeded replaced its workspace's agents, also those whose process and token live on.
-  const unwatchWorkspaces = topics.watch("workspace", "*", (workspaceId) => {
-    for (const { agentId, workspaceId: of } of coordinator.agents()) {
-      if (of !== workspaceId && workspaceId !== ANY) continue;
-      isCurrentAgent(knex, agentId)
-        .then((current) => (current ? undefined : coordinator.dismissAgent(agentId)))
-        .catch(failed);
-    }
-  });
-  const unwatchUsers = topics.watch("user", "*", (userId) => {
-    const users =
-      userId === ANY
-        ? coordinator.grants().then((grants) => [...new Set(grants.map((grant) => grant.userId))])
-        : Promise.resolve([userId]);
-    users
-      .then(async (ids) => {
-        for (const id of ids) await revokeWhatEnded(knex, coordinator, id);
-      })
-      .catch(failed);
-  });
+  const relay = makeRelay(() => coordinator.signer.publicKeys);
+  const revocation = new Revocation({ knex, topics, store, coordinator, relay, now, onError });
+  const upgrades = nodeUpgrades({ coordinator, nowMs: () => now().getTime(), onError });
+
+  async function decide(subject: UserSubject, target: ReachTarget): Promise<GrantDecision> {
+    const { userId, tokenId } = subject;
+    const query = "agentId" in target ? target : parseWorkspaceName(target.workspace);
+    if (!query)
+      return {
+        allowed: false,
+        code: "ERR_NOT_FOUND",
+        message: "A workspace is named NAME or OWNER/NAME.",
+      };
+    const agentName = "agentId" in target ? undefined : target.agent;
+    const verdict = judgeReach(await reachRows(knex, userId, tokenId, query), agentName, now());
+    if (!verdict.ok) return { allowed: false, code: verdict.code, message: verdict.reason };
+    const { row } = verdict;
+    logger.info({ userId, agentId: row.agent_id, workspaceId: row.workspace_id }, "granted a session");
+    if (row.key_expires_at) revocation.noteExpiry(row.key_expires_at);
+    // Somebody works with it: a login must not expire under an open session.
+    slide(row);
+    return { allowed: true, permissions: ALL_SERVICES, ...described(row, now()) };
+  }
+
+  function slide(row: ReachRow): void {
+    if (row.key_id === null || !row.key_expires_at || !row.key_last_used_at) return;
+    const key = {
+      id: row.key_id,
+      token_name: row.key_token_name ?? "",
+      expires_at: row.key_expires_at,
+      lifetime_seconds: row.key_lifetime_seconds ?? "0",
+      last_used_at: row.key_last_used_at,
+    };
+    markUsed(knex, key, { id: row.user_id }, now()).catch(onError);
+  }
+
   return {
     relay,
     coordinator,
-    serve: (socket, identity) => serveNode(coordinator, socket, subjectOf(identity)),
+    handleUpgrade: upgrades.handle,
+    serve: (socket, identity) => void serveNode(coordinator, socket, subjectOf(identity)),
     async stop() {
-      unwatchWorkspaces();
-      unwatchUsers();
+      keys.stop();
+      upgrades.stop();
+      await revocation.stop();
       coordinator.close();
       await relay.close();
-      await presence.settled();
+      await presence.stop();
+      await store.close();
     },
   };
 }
 
-/** Takes back the grants of a user who was suspended or deleted, or may no longer reach an agent. */
-async function revokeWhatEnded(knex: Knex, coordinator: Coordinator, userId: string): Promise<void> {
-  const user: UserRow | undefined = await knex("users")
-    .where({ id: userId, status: "active", deleted: false })
-    .first();
-  const ended = new Set<string>();
-  for (const agentId of new Set((await coordinator.grants(userId)).map((grant) => grant.agentId))) {
-    const verdict = user && (await canConnect(knex, { userId, roles: user.roles }, agentId));
-    // A workspace that is stopped, or rebuilt, ends its agent itself.
-    if (!verdict || (!verdict.ok && ACCESS_ENDED.has(verdict.code))) ended.add(agentId);
-  }
-  if (ended.size > 0)
-    await coordinator.revoke((grant) => grant.userId === userId && ended.has(grant.agentId));
-}
-
-/**
- * Writes down which agents are connected. One write at a time and agent, and of what came meanwhile the last counts:
- * a late "connected" can't overtake its "disconnected", and an agent that flaps can't make us queue.
- */
-function presenceWriter(
-  knex: Knex,
-  logger: Logger,
-): { record(agentId: string, connected: boolean): void; settled(): Promise<unknown> } {
-  const wanted = new Map<string, boolean>();
-  const writing = new Map<string, Promise<void>>();
-  const writeAll = async (agentId: string): Promise<void> => {
-    for (let is = wanted.get(agentId); is !== undefined; is = wanted.get(agentId)) {
-      wanted.delete(agentId);
-      try {
-        await (is ? setAgentConnected : setAgentDisconnected)(knex, agentId, new Date());
-      } catch (error) {
-        logger.warn({ agentId, error: errorText(error) }, "could not record an agent's presence");
-      }
-    }
-    writing.delete(agentId);
-  };
+/** What whoever named a workspace wants to know before they connect. */
+function described(
+  row: ReachRow,
+  now: Date,
+): Pick<Extract<GrantDecision, { allowed: true }>, "agentId" | "workspace" | "agent"> {
+  const id = row.agent_id ?? "";
   return {
-    record(agentId, connected) {
-      wanted.set(agentId, connected);
-      if (!writing.has(agentId)) writing.set(agentId, writeAll(agentId));
+    agentId: id,
+    workspace: {
+      id: row.workspace_id ?? "",
+      name: row.workspace_name,
+      owner_name: row.owner_name,
+      outdated: row.outdated,
+      latest_build: {
+        id: row.build_id,
+        build_number: row.build_number,
+        transition: row.latest_transition,
+        status: buildStatus(row.latest_transition, row.latest_job_status),
+      },
     },
-    settled: () => Promise.all(writing.values()),
+    agent: {
+      id,
+      name: row.agent_name,
+      status: agentStatus(row, now.getTime()),
+      lifecycle_state: row.lifecycle_state,
+      startup_script_behavior: row.startup_script_behavior,
+      connection_timeout_seconds: row.connection_timeout_seconds,
+      troubleshooting_url: row.troubleshooting_url,
+      operating_system: row.operating_system,
+      directory: row.directory,
+      expanded_directory: row.expanded_directory,
+    },
   };
 }
-
-const subjectOf = (identity: Identity): NodeSubject =>
-  identity.kind === "agent"
-    ? { kind: "agent", agentId: identity.agentId, workspaceId: identity.workspaceId }
-    : {
-        kind: "user",
-        userId: identity.userId,
-        username: identity.username,
-        tokenId: identity.keyId,
-        scope: identity.subject.scope,
-      };

@@ -1,49 +1,33 @@
-import { createPublicKey, verify as edVerify } from "node:crypto";
 import { WebSocket } from "ws";
 import type { Coordinator, GrantedAgent } from "../mesh/node/coordinator.ts";
 import { withDeadline } from "../mesh/node/wait.ts";
-import { fromBase64 } from "../mesh/wire/bytes.ts";
+import { fromBase64, toBase64, utf8 } from "../mesh/wire/bytes.ts";
 import {
+  CLOSE_CODES,
   COORDINATOR_VERSION,
   type CoordinatorMessage,
   decodeCoordinatorMessage,
+  FIRST_MESSAGES_HEADER,
+  MAX_FIRST_BYTES,
+  MAX_LIVE_GRANTS,
   MAX_MESSAGE_BYTES,
   type NodeMessageInput,
+  RESUME_TOKEN_HEADER,
+  type ReachedAgent,
+  type ReachedWorkspace,
 } from "../mesh/wire/coordinator.ts";
-import { MeshError } from "../mesh/wire/errors.ts";
 import {
   type NodeRecord,
   openStatement,
   type PublicSigningKey,
   StatementError,
 } from "../mesh/wire/signed.ts";
+import { verifyEd25519 } from "./ed25519.ts";
+import { CoordinatorError, type CoordinatorErrorCode } from "./errors.ts";
+import { reconnectDelayMs } from "./reconnect.ts";
 
-export type CoordinatorErrorCode = `ERR_${string}`;
-
-/** The coordinator refused, or could not be reached. `code` is its own, or ERR_COORDINATOR_UNREACHABLE. */
-export class CoordinatorError extends MeshError {
-  readonly code: CoordinatorErrorCode;
-  /** True when the credential was refused: a retry with the same one cannot help. */
-  readonly unauthorized: boolean;
-  constructor(
-    code: CoordinatorErrorCode,
-    message: string,
-    options?: ErrorOptions & { unauthorized?: boolean },
-  ) {
-    super(message, options);
-    this.code = code;
-    this.unauthorized = options?.unauthorized ?? false;
-  }
-}
-
-/** DER prefix of an Ed25519 SubjectPublicKeyInfo (RFC 8410 section 4). */
-const SPKI_PREFIX = Buffer.from("302a300506032b6570032100", "hex");
-
-/** Ed25519 by node:crypto; 0.1 ms against 5.9 in JavaScript. */
-export function verifyEd25519(publicKey: Uint8Array, message: Uint8Array, signature: Uint8Array): boolean {
-  const key = createPublicKey({ key: Buffer.concat([SPKI_PREFIX, publicKey]), format: "der", type: "spki" });
-  return edVerify(null, message, key, signature);
-}
+export { verifyEd25519 } from "./ed25519.ts";
+export { CoordinatorError, type CoordinatorErrorCode } from "./errors.ts";
 
 export interface CoordinatorClientOptions {
   /** http(s) address of the WebSocket route. */
@@ -53,33 +37,53 @@ export interface CoordinatorClientOptions {
   nodeKey: string;
   homeRegion?: number;
   onRelayMap?: (map: { Regions: Record<string, unknown> }) => void;
-  onState?: (state: { connected: boolean; error?: Error }) => void;
-  /** Reconnect for ever (an agent, a daemon), or give up on the first refusal (a command). */
+  /** A relay ticket, base64: the first one, and each that takes its place. */
+  onRelayTicket?: (ticket: string) => void;
+  /** `error.unauthorized`: the credential was refused or taken back, and `error.message` says what to do. */
+  onState?: (state: { connected: boolean; error?: CoordinatorError }) => void;
+  /** 0 <= n < 1 */
   random?: () => number;
 }
 
-/** Two pings of the server; without either the connection is dead (a sleeping laptop, a lost NAT entry). */
-const SILENCE_TIMEOUT_MS = 35_000;
-const CONNECT_TIMEOUT_MS = 10_000;
-const REQUEST_TIMEOUT_MS = 10_000;
-const BACKOFF_MIN_MS = 200;
-const BACKOFF_MAX_MS = 15_000;
+/** What a grant is asked for: an agent, or the agent of a workspace ("name", "me/name", "owner/name"). */
+export type GrantTarget = { agentId: string } | { workspace: string; agent?: string };
 
-/** Next wait: exponential, capped, times a random 0.5..1.5 so that a restarted server is not stormed. */
-export function backoffMs(failures: number, random: number): number {
-  return Math.min(BACKOFF_MAX_MS, BACKOFF_MIN_MS * 2 ** Math.min(failures, 16)) * (0.5 + random);
+export interface ReachedGrant extends GrantedAgent {
+  agentId: string;
+  /** When the workspace was named: how it and its agent do, so that nobody need ask the API first. */
+  workspace?: ReachedWorkspace;
+  agent?: ReachedAgent;
 }
+
+/** The server pings every 15 s: two went missing (a sleeping laptop, a lost NAT entry), and a little slack. */
+const SILENCE_TIMEOUT_MS = 31_000;
+/** After a sleep: a living connection answers a ping sooner than this. */
+const CHECK_TIMEOUT_MS = 3_000;
+const CONNECT_TIMEOUT_MS = 10_000;
+/** For connecting, where that is needed, and the answer. */
+const REQUEST_TIMEOUT_MS = 15_000;
+/** Connections that may be lost under one request before it fails: it may be what ends them. */
+const MAX_SENDS = 4;
 
 /** Our coordinator closes with "ERR_CODE: text" as the reason; proxies and crashes with anything. */
-function saidAtClose(reason: Uint8Array): CoordinatorError | undefined {
-  const said = /^(ERR_[A-Z_]+): (.+)$/.exec(Buffer.from(reason).toString("utf8"));
-  return said
-    ? new CoordinatorError("ERR_COORDINATOR_UNREACHABLE", `the coordinator hung up: ${said[2]} (${said[1]})`)
-    : undefined;
+function saidAtClose(closeCode: number, reason: Uint8Array): CoordinatorError | undefined {
+  const said = /^(ERR_[A-Z_]+): (.+)$/s.exec(Buffer.from(reason).toString("utf8"));
+  if (!said) return undefined;
+  if (closeCode === CLOSE_CODES.unauthorized)
+    return new CoordinatorError(said[1] as CoordinatorErrorCode, said[2], { unauthorized: true });
+  return new CoordinatorError(
+    "ERR_COORDINATOR_UNREACHABLE",
+    `the coordinator hung up: ${said[2]} (${said[1]})`,
+  );
 }
 
+type Answer = Extract<CoordinatorMessage, { type: "grant" | "void-grants" }>;
+
+/** A request not yet answered: said anew on the next connection when this one is lost. */
 interface Pending {
-  resolve(message: CoordinatorMessage): void;
+  message: NodeMessageInput;
+  sends: number;
+  resolve(message: Answer): void;
   reject(error: Error): void;
 }
 
@@ -92,6 +96,8 @@ interface Waiter {
 export class CoordinatorClient implements Coordinator {
   signingKeys: readonly PublicSigningKey[] = [];
   agentId: string | undefined;
+  /** For the relays, base64; undefined before the first welcome. */
+  relayTicket: string | undefined;
   onConnected: Coordinator["onConnected"];
   onRecord: Coordinator["onRecord"];
   onRecordGone: Coordinator["onRecordGone"];
@@ -102,9 +108,12 @@ export class CoordinatorClient implements Coordinator {
   readonly #pending = new Map<number, Pending>();
   readonly #welcomed = new Set<Waiter>();
   #socket: WebSocket | undefined;
+  #starting = false;
   #ready = false;
   #closed = false;
   #failures = 0;
+  /** When the last connection was lost, or the first begun; undefined while welcome. Monotonic ms. */
+  #awaySince: number | undefined;
   #nextRequest = 1;
   #homeRegion: number | undefined;
   #resumeToken: string | undefined;
@@ -129,25 +138,61 @@ export class CoordinatorClient implements Coordinator {
   /** Starts connecting (and keeps reconnecting). @returns once welcomed @throws {CoordinatorError} when the first try fails for good */
   async connect(signal?: AbortSignal): Promise<void> {
     signal?.throwIfAborted();
-    if (!this.#closed && !this.#socket && !this.#retry) this.#open();
+    this.#start();
     await this.#whenReady(signal);
   }
 
-  async requestGrant(agentId: string, signal?: AbortSignal): Promise<GrantedAgent> {
-    await this.connect(signal);
-    const reply = await this.#request((request) => ({ type: "grant-request", request, agentId }), signal);
+  /**
+   * Asks for a grant, connecting first if need be. What is asked before the connection is made goes out with its
+   * upgrade request: the answer is then there one round trip after TCP and TLS. So ask, rather than `connect` and ask.
+   *
+   * @throws {CoordinatorError} ERR_NOT_FOUND, ERR_FORBIDDEN, ERR_WORKSPACE_NOT_RUNNING, ERR_AGENT_GONE,
+   *   ERR_AGENT_NOT_FOUND, ERR_AGENT_AMBIGUOUS, ERR_TOO_MANY_GRANTS, ..., as the coordinator says;
+   *   ERR_COORDINATOR_UNREACHABLE; with `unauthorized`, what became of the credential
+   */
+  async requestGrant(target: string | GrantTarget, signal?: AbortSignal): Promise<ReachedGrant> {
+    const what = typeof target === "string" ? { agentId: target } : target;
+    const reply = await this.#request((request) => ({ type: "grant-request", request, ...what }), signal);
     if (reply.type !== "grant")
       throw new CoordinatorError("ERR_BAD_VALUE", `answer ${reply.type} to a grant request`);
-    return {
-      grant: fromBase64(reply.grant),
-      record: reply.record ? this.#openRecord(reply.record) : undefined,
-    };
+    const agentId = "agentId" in what ? what.agentId : reply.agentId;
+    if (agentId === undefined)
+      throw new CoordinatorError("ERR_BAD_VALUE", "the coordinator named no agent for the workspace");
+    const record = reply.record ? this.#openRecord(reply.record) : undefined;
+    if (record && record.agentId !== agentId)
+      throw new CoordinatorError("ERR_BAD_VALUE", "the coordinator sent another agent's node record");
+    const { workspace, agent } = reply;
+    return { grant: fromBase64(reply.grant), record, agentId, workspace, agent };
+  }
+
+  /** Agents: those of `grants` that are void. At most MAX_LIVE_GRANTS ids. */
+  async voidGrants(grants: string[], signal?: AbortSignal): Promise<string[]> {
+    const reply = await this.#request((request) => ({ type: "still-granted", request, grants }), signal);
+    if (reply.type !== "void-grants")
+      throw new CoordinatorError("ERR_BAD_VALUE", `answer ${reply.type} to still-granted`);
+    return reply.grants;
   }
 
   setHomeRegion(region: number): void {
     if (this.#homeRegion === region) return;
     this.#homeRegion = region;
     if (this.#ready) this.#send({ type: "home", homeRegion: region });
+  }
+
+  /**
+   * The machine slept or changed networks: a connection that died meanwhile says nothing. It is asked, and taken for
+   * dead after 3 s; a wait for the next try ends now.
+   */
+  check(): void {
+    if (this.#closed) return;
+    if (this.#retry) {
+      clearTimeout(this.#retry);
+      this.#failures = 0;
+      return this.#open();
+    }
+    if (this.#socket?.readyState !== WebSocket.OPEN) return;
+    this.#socket.ping();
+    this.#expectWithin(CHECK_TIMEOUT_MS);
   }
 
   async close(): Promise<void> {
@@ -170,17 +215,37 @@ export class CoordinatorClient implements Coordinator {
     });
   }
 
+  /** Connects if nothing is under way. In a microtask: what is asked in the same turn shall be in the first flight. */
+  #start(): void {
+    if (this.#closed || this.#socket || this.#retry || this.#starting) return;
+    this.#starting = true;
+    this.#awaySince ??= performance.now();
+    queueMicrotask(() => {
+      this.#starting = false;
+      if (!this.#closed) this.#open();
+    });
+  }
+
   #open(): void {
     this.#retry = undefined;
-    const url = this.#options.url.replace(/^http/, "ws");
-    const socket = new WebSocket(url, {
-      headers: { "Coder-Session-Token": this.#options.token },
+    const first = this.#firstMessages();
+    const early = base64Json(first);
+    const socket = new WebSocket(this.#options.url.replace(/^http/, "ws"), {
+      headers: {
+        "Coder-Session-Token": this.#options.token,
+        ...(early ? { [FIRST_MESSAGES_HEADER]: early } : {}),
+        ...(this.#resumeToken ? { [RESUME_TOKEN_HEADER]: this.#resumeToken } : {}),
+      },
       handshakeTimeout: CONNECT_TIMEOUT_MS,
       maxPayload: MAX_MESSAGE_BYTES,
       perMessageDeflate: false,
     });
     this.#socket = socket;
     let failure: CoordinatorError | undefined;
+    let taken = false;
+    socket.on("upgrade", (response) => {
+      taken = response.headers[FIRST_MESSAGES_HEADER.toLowerCase()] === "taken";
+    });
     socket.on("unexpected-response", (request, response) => {
       const unauthorized = response.statusCode === 401 || response.statusCode === 403;
       failure = new CoordinatorError(
@@ -197,17 +262,13 @@ export class CoordinatorClient implements Coordinator {
       socket.terminate();
     });
     socket.on("open", () => {
-      this.#heard();
-      this.#send({
-        type: "hello",
-        version: COORDINATOR_VERSION,
-        nodeKey: this.#options.nodeKey,
-        homeRegion: this.#homeRegion,
-        liveGrants: this.liveGrants?.() ?? [],
-        resumeToken: this.#resumeToken,
-      });
+      this.#expectWithin(CONNECT_TIMEOUT_MS);
+      if (!taken) for (const message of first) this.#send(message);
+      // What was asked since, or did not fit.
+      for (const pending of this.#pending.values()) if (!first.includes(pending.message)) this.#say(pending);
     });
     socket.on("ping", () => this.#heard());
+    socket.on("pong", () => this.#heard());
     socket.on("message", (data) => {
       this.#heard();
       try {
@@ -229,58 +290,89 @@ export class CoordinatorClient implements Coordinator {
     const onLost = () => {
       if (lost) return;
       lost = true;
-      if (this.#socket !== socket) return;
-      this.#socket = undefined;
-      this.#ready = false;
-      clearTimeout(this.#silence);
-      const error = failure ?? new CoordinatorError("ERR_COORDINATOR_UNREACHABLE", "the coordinator hung up");
-      this.#fail(error);
-      if (this.#closed) return;
-      this.#retry = setTimeout(
-        () => this.#open(),
-        backoffMs(this.#failures++, (this.#options.random ?? Math.random)()),
-      );
-      this.#options.onState?.({ connected: false, error });
+      if (this.#socket === socket) this.#lost(failure);
     };
-    socket.on("close", (_code, reason) => {
-      failure ??= saidAtClose(reason);
+    socket.on("close", (code, reason) => {
+      failure ??= saidAtClose(code, reason);
+      // We are not who the token says any more: next time the credential stands alone.
+      if (failure?.unauthorized || code === CLOSE_CODES.replaced) this.#resumeToken = undefined;
       onLost();
     });
     // `terminate` during the opening handshake may report only an error.
     socket.on("error", () => setImmediate(() => socket.readyState === WebSocket.CLOSED && onLost()));
   }
 
-  #heard(): void {
+  #lost(error = new CoordinatorError("ERR_COORDINATOR_UNREACHABLE", "the coordinator hung up")): void {
+    this.#socket = undefined;
+    this.#ready = false;
     clearTimeout(this.#silence);
-    this.#silence = setTimeout(() => this.#socket?.terminate(), SILENCE_TIMEOUT_MS);
+    this.#fail(error);
+    if (this.#closed) return;
+    this.#awaySince ??= performance.now();
+    const outageMs = performance.now() - this.#awaySince;
+    this.#retry = setTimeout(
+      () => this.#open(),
+      reconnectDelayMs({ failures: this.#failures++, outageMs }, (this.#options.random ?? Math.random)()),
+    );
+    this.#options.onState?.({ connected: false, error });
+  }
+
+  /** Hello, and what waits for an answer, as far as it fits into the upgrade request. */
+  #firstMessages(): NodeMessageInput[] {
+    const first: NodeMessageInput[] = [
+      {
+        type: "hello",
+        version: COORDINATOR_VERSION,
+        nodeKey: this.#options.nodeKey,
+        homeRegion: this.#homeRegion,
+        liveGrants: (this.liveGrants?.() ?? []).slice(0, MAX_LIVE_GRANTS),
+      },
+    ];
+    for (const pending of this.#pending.values()) {
+      if (base64Json([...first, pending.message]) === undefined) break;
+      pending.sends++;
+      first.push(pending.message);
+    }
+    return first;
+  }
+
+  #heard(): void {
+    this.#expectWithin(this.#ready ? SILENCE_TIMEOUT_MS : CONNECT_TIMEOUT_MS);
+  }
+
+  #expectWithin(ms: number): void {
+    clearTimeout(this.#silence);
+    this.#silence = setTimeout(() => this.#socket?.terminate(), ms);
   }
 
   #send(message: NodeMessageInput): void {
     if (this.#socket?.readyState === WebSocket.OPEN) this.#socket.send(JSON.stringify(message));
   }
 
+  #say(pending: Pending): void {
+    if (this.#socket?.readyState !== WebSocket.OPEN) return;
+    pending.sends++;
+    this.#send(pending.message);
+  }
+
   #receive(message: CoordinatorMessage): void {
     switch (message.type) {
       case "welcome":
-        this.#clockOffsetMs = message.serverTimeMs - performance.now();
-        this.signingKeys = message.signingKeys;
-        this.agentId = message.agentId;
-        this.#resumeToken = message.resumeToken;
-        this.#failures = 0;
-        this.#ready = true;
-        this.#lastError = undefined;
-        if (message.voidGrants.length > 0) this.onRevoke?.(message.voidGrants);
-        for (const waiter of this.#welcomed) waiter.resolve();
-        this.#welcomed.clear();
-        this.#options.onState?.({ connected: true });
-        this.onConnected?.();
-        return;
+        return this.#welcome(message);
       case "relay-map":
         this.#options.onRelayMap?.(message.map);
         return;
-      case "signing-keys":
+      case "relay-ticket":
+        if (message.resumeToken !== undefined) this.#resumeToken = message.resumeToken;
+        return this.#gotTicket(message.ticket);
+      case "signing-keys": {
+        const isGone = ({ id }: PublicSigningKey) => message.signingKeys.every((key) => key.id !== id);
+        const lost = this.signingKeys.some(isGone);
         this.signingKeys = message.signingKeys;
+        // What such a key signed opens nothing any more: whoever holds grants asks for new ones.
+        if (lost) this.onConnected?.();
         return;
+      }
       case "record":
         this.onRecord?.(this.#openRecord(message.record));
         return;
@@ -303,6 +395,40 @@ export class CoordinatorClient implements Coordinator {
     }
   }
 
+  #welcome(message: Extract<CoordinatorMessage, { type: "welcome" }>): void {
+    this.#clockOffsetMs = message.serverTimeMs - performance.now();
+    this.signingKeys = message.signingKeys;
+    this.agentId = message.agentId;
+    this.#resumeToken = message.resumeToken;
+    this.#failures = 0;
+    this.#awaySince = undefined;
+    this.#ready = true;
+    this.#lastError = undefined;
+    this.#heard();
+    if (message.relayTicket !== undefined) this.#gotTicket(message.relayTicket);
+    if (message.voidGrants.length > 0) this.onRevoke?.(message.voidGrants);
+    for (const waiter of this.#welcomed) waiter.resolve();
+    this.#welcomed.clear();
+    this.#options.onState?.({ connected: true });
+    this.onConnected?.();
+    this.#askAboutTheRest();
+  }
+
+  /** Grants that had no room in hello. */
+  #askAboutTheRest(): void {
+    const grants = this.liveGrants?.() ?? [];
+    for (let at = MAX_LIVE_GRANTS; at < grants.length; at += MAX_LIVE_GRANTS)
+      this.voidGrants(grants.slice(at, at + MAX_LIVE_GRANTS)).then(
+        (ids) => ids.length > 0 && this.onRevoke?.(ids),
+        () => undefined, // the next welcome asks again
+      );
+  }
+
+  #gotTicket(ticket: string): void {
+    this.relayTicket = ticket;
+    this.#options.onRelayTicket?.(ticket);
+  }
+
   /** Only the deployment's signature makes a key the agent's; the coordinator's word alone does not. */
   #openRecord(statement: string): NodeRecord {
     try {
@@ -319,20 +445,22 @@ export class CoordinatorClient implements Coordinator {
     }
   }
 
-  async #request(
-    make: (request: number) => NodeMessageInput,
-    signal?: AbortSignal,
-  ): Promise<CoordinatorMessage> {
+  async #request(make: (request: number) => NodeMessageInput, signal?: AbortSignal): Promise<Answer> {
+    signal?.throwIfAborted();
+    if (this.#closed) throw new CoordinatorError("ERR_COORDINATOR_UNREACHABLE", "closed");
     const request = this.#nextRequest++;
-    const answer = new Promise<CoordinatorMessage>((resolve, reject) => {
-      this.#pending.set(request, { resolve, reject });
+    const answer = new Promise<Answer>((resolve, reject) => {
+      const pending: Pending = { message: make(request), sends: 0, resolve, reject };
+      this.#pending.set(request, pending);
+      this.#say(pending);
     });
-    this.#send(make(request));
+    this.#start();
     try {
       return await withDeadline(answer, {
         ms: REQUEST_TIMEOUT_MS,
         signal,
         onTimeout: () =>
+          this.#lastError ??
           new CoordinatorError("ERR_COORDINATOR_UNREACHABLE", "the coordinator did not answer in time"),
       });
     } finally {
@@ -364,13 +492,23 @@ export class CoordinatorClient implements Coordinator {
     }
   }
 
-  /** Requests in flight fail; those waiting for a connection wait on, unless the token was refused. */
+  /** Whoever waits goes on waiting for the next connection, unless the credential was refused or there is none. */
   #fail(error: CoordinatorError): void {
     this.#lastError = error;
-    for (const { reject } of [...this.#pending.values()]) reject(error);
-    this.#pending.clear();
-    if (!error.unauthorized && !this.#closed) return;
+    const isFinal = error.unauthorized || this.#closed;
+    for (const [request, pending] of [...this.#pending]) {
+      if (!isFinal && pending.sends < MAX_SENDS) continue;
+      this.#pending.delete(request);
+      pending.reject(error);
+    }
+    if (!isFinal) return;
     for (const { reject } of [...this.#welcomed]) reject(error);
     this.#welcomed.clear();
   }
+}
+
+/** @returns undefined when it is too much for a header */
+function base64Json(messages: NodeMessageInput[]): string | undefined {
+  const bytes = utf8(JSON.stringify(messages));
+  return bytes.length <= MAX_FIRST_BYTES ? toBase64(bytes) : undefined;
 }

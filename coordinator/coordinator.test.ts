@@ -1,163 +1,22 @@
 import assert from "node:assert/strict";
 import { randomUUID } from "node:crypto";
-import { once } from "node:events";
-import { createServer } from "node:http";
-import type { AddressInfo } from "node:net";
-import fc from "fast-check";
-import { WebSocket, WebSocketServer } from "ws";
-import { toBase64 } from "../mesh/wire/bytes.ts";
 import { type CoordinatorMessage, MAX_LIVE_GRANTS } from "../mesh/wire/coordinator.ts";
-import { encodeStatement, isPermitted, openStatement, StatementError } from "../mesh/wire/signed.ts";
-import { backoffMs, CoordinatorClient, type CoordinatorError, verifyEd25519 } from "./client.ts";
+import { openStatement } from "../mesh/wire/signed.ts";
+import { verifyEd25519 } from "./client.ts";
 import {
   Coordinator,
-  type CoordinatorDeps,
   GRANT_TTL_MS,
   MAX_GRANTS_PER_USER,
-  type NodeLink,
+  MAX_LINKS_PER_AGENT,
+  MAX_LINKS_PER_USER,
+  MAX_WATCHED_AGENTS,
   type NodeSubject,
   RECORD_TTL_MS,
+  TICKET_TTL_MS,
 } from "./coordinator.ts";
-import { type ServeOptions, serveNode } from "./server.ts";
-import { generateSigningKey, Signer } from "./signing.ts";
 import { MemoryStore } from "./store.ts";
 
-const AGENT = "6b2f4a3e-9f7c-4a55-8a3c-0d9f5f1f2a10";
-const USER = "0f6f2f60-59c4-4a3f-9d0b-4b8f4b1c9f11";
-const keyOf = (fill: number) => toBase64(new Uint8Array(32).fill(fill));
-const alice: NodeSubject = { kind: "user", userId: USER, username: "alice", tokenId: "token1" };
-
-class Peer {
-  readonly said: CoordinatorMessage[] = [];
-  closed: string | undefined;
-  readonly link: NodeLink;
-  readonly #coordinator: Coordinator;
-  constructor(coordinator: Coordinator, subject: NodeSubject) {
-    this.#coordinator = coordinator;
-    this.link = coordinator.accept(subject, {
-      send: (message) => this.said.push(message),
-      close: (code) => {
-        this.closed = code;
-      },
-    });
-  }
-  say(message: object): Promise<void> {
-    return this.#coordinator.receive(this.link, JSON.stringify(message));
-  }
-  hello(fill: number, homeRegion?: number): Promise<void> {
-    return this.say({ type: "hello", version: 1, nodeKey: keyOf(fill), homeRegion });
-  }
-  last<T extends CoordinatorMessage["type"]>(type: T): Extract<CoordinatorMessage, { type: T }> {
-    const found = this.said.findLast((message) => message.type === type);
-    assert.ok(found, `no ${type} among ${this.said.map((message) => message.type)}`);
-    return found as Extract<CoordinatorMessage, { type: T }>;
-  }
-}
-
-function deps(overrides: Partial<CoordinatorDeps> = {}): CoordinatorDeps {
-  return {
-    store: new MemoryStore(),
-    signer: new Signer([generateSigningKey()]),
-    authorize: async () => ({ allowed: true, permissions: ["*"] }),
-    relayMap: () => ({ Regions: { "999": { RegionID: 999 } } }),
-    nowMs: () => 1_000_000,
-    newId: randomUUID,
-    ...overrides,
-  };
-}
-
-describe("signed statements", () => {
-  const signer = new Signer([generateSigningKey()]);
-  const grant = {
-    id: randomUUID(),
-    nodeKey: keyOf(1),
-    userId: USER,
-    username: "alice",
-    agentId: AGENT,
-    permissions: ["tcp:127.0.0.1:8080"],
-    issuedAt: 1000,
-    expiresAt: 2000,
-  };
-  const options = { keys: signer.publicKeys, verify: verifyEd25519, nowMs: 1500 };
-  const code = (fn: () => unknown): string => {
-    try {
-      fn();
-    } catch (error) {
-      assert.ok(error instanceof StatementError, String(error));
-      return error.code;
-    }
-    return "none";
-  };
-
-  it("opens what the deployment signed", () => {
-    assert.deepEqual(openStatement("grant", encodeStatement("grant", grant, signer), options), grant);
-  });
-
-  it("refuses every single flipped bit", () => {
-    const statement = encodeStatement("grant", grant, signer);
-    fc.assert(
-      fc.property(fc.nat(statement.length * 8 - 1), (bit) => {
-        const forged = statement.slice();
-        forged[bit >> 3] ^= 1 << (bit & 7);
-        assert.notEqual(
-          code(() => openStatement("grant", forged, options)),
-          "none",
-        );
-      }),
-    );
-  });
-
-  it("refuses truncated and random bytes without any other error", () => {
-    const statement = encodeStatement("grant", grant, signer);
-    for (let length = 0; length < statement.length; length += 7)
-      assert.notEqual(
-        code(() => openStatement("grant", statement.subarray(0, length), options)),
-        "none",
-      );
-    fc.assert(
-      fc.property(fc.uint8Array({ maxLength: 300 }), (bytes) => {
-        assert.notEqual(
-          code(() => openStatement("grant", bytes, options)),
-          "none",
-        );
-      }),
-    );
-  });
-
-  it("says why: expired, from the future, another deployment's key, another kind", () => {
-    const statement = encodeStatement("grant", grant, signer);
-    assert.equal(
-      code(() => openStatement("grant", statement, { ...options, nowMs: 2000 })),
-      "ERR_STATEMENT_EXPIRED",
-    );
-    assert.equal(
-      code(() => openStatement("grant", statement, { ...options, nowMs: -100_000 })),
-      "ERR_STATEMENT_NOT_YET_VALID",
-    );
-    const other = new Signer([generateSigningKey()]).publicKeys;
-    assert.equal(
-      code(() => openStatement("grant", statement, { ...options, keys: other })),
-      "ERR_STATEMENT_UNKNOWN_KEY",
-    );
-    assert.equal(
-      code(() => openStatement("nodeRecord", statement, options)),
-      "ERR_STATEMENT_MALFORMED",
-    );
-  });
-
-  it("an old key still verifies beside a new one", () => {
-    const old = generateSigningKey();
-    const statement = encodeStatement("grant", grant, new Signer([old]));
-    const rotated = new Signer([generateSigningKey(), old]);
-    assert.equal(openStatement("grant", statement, { ...options, keys: rotated.publicKeys }).id, grant.id);
-  });
-
-  it("permits the named service alone, or all with a star", () => {
-    assert.equal(isPermitted(grant, "tcp:127.0.0.1:8080"), true);
-    assert.equal(isPermitted(grant, "session"), false);
-    assert.equal(isPermitted({ permissions: ["*"] }, "session"), true);
-  });
-});
+import { AGENT, alice, deps, keyOf, Peer, USER } from "./testing.ts";
 
 describe("coordinator", () => {
   it("gives a user a signed grant and the agent's signed record", async () => {
@@ -354,9 +213,17 @@ describe("coordinator", () => {
     const coordinator = new Coordinator(d);
     const agent = new Peer(coordinator, { kind: "agent", agentId: AGENT });
     await agent.hello(7, 999);
-    const grant = { userId: USER, agentId: AGENT, tokenId: "token1", expiresAt: 2_000_000 };
-    for (let i = 0; i < MAX_LIVE_GRANTS + 5; i++) await d.store.putGrant({ id: randomUUID(), ...grant }, 1);
-    await d.store.putGrant({ ...grant, id: randomUUID(), agentId: randomUUID() }, 1);
+    const grant = {
+      userId: USER,
+      agentId: AGENT,
+      tokenId: "token1",
+      nodeKey: keyOf(9),
+      issuedAt: 1,
+      expiresAt: 2_000_000,
+    };
+    for (let i = 0; i < MAX_LIVE_GRANTS + 5; i++)
+      await d.store.putGrant({ id: randomUUID(), ...grant }, 1e9, 1);
+    await d.store.putGrant({ ...grant, id: randomUUID(), agentId: randomUUID() }, 1e9, 1);
     await coordinator.revoke(() => true);
     const named = (peer: Peer) =>
       peer.said.flatMap((message) => {
@@ -375,7 +242,16 @@ describe("coordinator", () => {
     const coordinator = new Coordinator(d);
     for (let i = 0; i < MAX_GRANTS_PER_USER; i++)
       await d.store.putGrant(
-        { id: randomUUID(), userId: USER, agentId: AGENT, tokenId: "t", expiresAt: now + 1 },
+        {
+          id: randomUUID(),
+          userId: USER,
+          agentId: AGENT,
+          tokenId: "t",
+          nodeKey: keyOf(9),
+          issuedAt: now,
+          expiresAt: now + 1,
+        },
+        MAX_GRANTS_PER_USER,
         now,
       );
     const ask = async (subject: NodeSubject) => {
@@ -417,6 +293,132 @@ describe("coordinator", () => {
     assert.equal(coordinator.connections, 0);
   });
 
+  it("messages of unknown types are counted, and a node that says nothing else is sent away", async () => {
+    const coordinator = new Coordinator(deps());
+    const user = new Peer(coordinator, alice);
+    await user.hello(9);
+    for (let i = 0; i < 64; i++) await user.say({ type: "from-the-future" });
+    assert.equal(user.closed, undefined);
+    await user.say({ type: "from-the-future" });
+    assert.equal(user.closed, "ERR_UNEXPECTED_FRAME");
+    assert.equal(coordinator.stats.unknownMessages, 65);
+    assert.deepEqual(coordinator.stats.closed, { ERR_UNEXPECTED_FRAME: 1 });
+  });
+
+  it("a user opens so many connections and no more; of an agent the newest stay", async () => {
+    const coordinator = new Coordinator(deps());
+    const users = Array.from({ length: MAX_LINKS_PER_USER + 1 }, () => new Peer(coordinator, alice));
+    assert.deepEqual(
+      users.flatMap(({ closed }, i) => (closed ? [[i, closed]] : [])),
+      [[MAX_LINKS_PER_USER, "ERR_TOO_MANY_CONNECTIONS"]],
+    );
+    const agents = Array.from(
+      { length: MAX_LINKS_PER_AGENT + 1 },
+      () => new Peer(coordinator, { kind: "agent", agentId: AGENT }),
+    );
+    assert.deepEqual(
+      agents.flatMap(({ closed }, i) => (closed ? [i] : [])),
+      [0],
+    );
+  });
+
+  it("what a client watches shrinks when its grants expire, so that it may reach others", async () => {
+    let now = 1_000_000;
+    const coordinator = new Coordinator(deps({ nowMs: () => now }));
+    const user = new Peer(coordinator, alice);
+    await user.hello(9);
+    const ask = (agentId: string) => user.say({ type: "grant-request", request: 1, agentId });
+    for (let i = 0; i < MAX_WATCHED_AGENTS; i++) await ask(randomUUID());
+    assert.equal(user.link.watched?.size, MAX_WATCHED_AGENTS);
+    await ask(AGENT);
+    assert.equal(user.last("error").code, "ERR_TOO_MANY_AGENTS");
+    now += GRANT_TTL_MS;
+    await ask(AGENT);
+    assert.deepEqual([...(user.link.watched?.keys() ?? [])], [AGENT]);
+    now += GRANT_TTL_MS;
+    coordinator.heard(user.link);
+    assert.equal(user.link.watched, undefined);
+    // Nor is it told of any longer.
+    const before = user.said.length;
+    await new Peer(coordinator, { kind: "agent", agentId: AGENT }).hello(7, 999);
+    assert.equal(user.said.length, before);
+  });
+
+  it("relay ticket and resume token are renewed long before they expire", async () => {
+    let now = 1_000_000_000;
+    const d = deps({ nowMs: () => now });
+    const coordinator = new Coordinator(d);
+    const said: CoordinatorMessage[] = [];
+    const link = coordinator.accept(
+      alice,
+      { send: (message) => said.push(message), close: () => undefined },
+      { credential: "hash" },
+    );
+    await coordinator.receive(link, JSON.stringify({ type: "hello", version: 1, nodeKey: keyOf(9) }));
+    coordinator.heard(link);
+    assert.deepEqual(
+      said.map(({ type }) => type),
+      ["welcome", "relay-map"],
+    );
+    now += TICKET_TTL_MS / 2;
+    coordinator.heard(link);
+    const renewed = said.at(-1);
+    assert.ok(renewed?.type === "relay-ticket" && renewed.resumeToken !== undefined);
+    const ticket = openStatement("relayTicket", Buffer.from(renewed.ticket, "base64"), {
+      keys: d.signer.publicKeys,
+      verify: verifyEd25519,
+      nowMs: now,
+    });
+    assert.deepEqual(
+      [ticket.nodeKey, ticket.subject, ticket.expiresAt],
+      [keyOf(9), `user:${USER}`, now + TICKET_TTL_MS],
+    );
+  });
+
+  it("a node taken back while the store is away hears what is void when it answers again", async () => {
+    const store = new MemoryStore();
+    const id = randomUUID();
+    const grant = { id, userId: USER, agentId: AGENT, tokenId: "t", nodeKey: keyOf(9) };
+    await store.putGrant({ ...grant, issuedAt: 1, expiresAt: 2_000_000 }, 9, 1);
+    await store.revokeGrants([id], 1);
+    let isAway = true;
+    const { voidGrants, putRecord } = store;
+    store.voidGrants = (...of) => (isAway ? Promise.reject(new Error("away")) : voidGrants.apply(store, of));
+    store.putRecord = (of) => (isAway ? Promise.reject(new Error("away")) : putRecord.call(store, of));
+    const coordinator = new Coordinator(deps({ store }));
+    const hello = JSON.stringify({
+      type: "hello",
+      version: 1,
+      nodeKey: keyOf(7),
+      homeRegion: 999,
+      liveGrants: [id],
+    });
+    const accept = (resumed?: { linkId: string; nodeKey: string }) => {
+      const said: CoordinatorMessage[] = [];
+      const codes: string[] = [];
+      const link = coordinator.accept(
+        { kind: "agent", agentId: AGENT },
+        { send: (message) => said.push(message), close: (code) => codes.push(code) },
+        { resumed },
+      );
+      return { link, said, codes };
+    };
+    const unknown = accept();
+    await coordinator.receive(unknown.link, hello);
+    assert.deepEqual(unknown.codes, ["ERR_INTERNAL"]);
+    const known = accept({ linkId: randomUUID(), nodeKey: keyOf(7) });
+    await coordinator.receive(known.link, hello);
+    assert.deepEqual([known.codes, known.said.map(({ type }) => type)], [[], ["welcome", "relay-map"]]);
+    isAway = false;
+    coordinator.heard(known.link);
+    await known.link.tail;
+    assert.deepEqual(known.said.at(-1), { type: "revoke", grants: [id] });
+    assert.equal((await store.getRecord(AGENT))?.record.nodeKey, keyOf(7));
+    const thief = accept({ linkId: randomUUID(), nodeKey: keyOf(8) });
+    await coordinator.receive(thief.link, hello);
+    assert.deepEqual(thief.codes, ["ERR_BAD_VALUE"]);
+  });
+
   it("a failure of the database closes the connection without telling its details", async () => {
     const coordinator = new Coordinator(
       deps({ authorize: () => Promise.reject(new Error("secret detail")) }),
@@ -425,182 +427,5 @@ describe("coordinator", () => {
     await user.hello(9);
     await user.say({ type: "grant-request", request: 1, agentId: AGENT });
     assert.equal(user.closed, "ERR_INTERNAL");
-  });
-});
-
-describe("coordinator client", () => {
-  async function listen(
-    coordinator: Coordinator,
-    subjectOf: (token: string) => NodeSubject | undefined,
-    port = 0,
-    options: ServeOptions = {},
-  ) {
-    const sockets = new WebSocketServer({ noServer: true });
-    const server = createServer();
-    server.on("upgrade", (request, socket, head) => {
-      const subject = subjectOf(String(request.headers["coder-session-token"]));
-      if (!subject) return socket.end("HTTP/1.1 401 Unauthorized\r\nConnection: close\r\n\r\n");
-      sockets.handleUpgrade(request, socket, head, (ws) => serveNode(coordinator, ws, subject, options));
-    });
-    server.listen(port, "127.0.0.1");
-    await once(server, "listening");
-    const stop = async () => {
-      for (const client of sockets.clients) client.terminate();
-      server.close();
-      await once(server, "close");
-    };
-    return { port: (server.address() as AddressInfo).port, stop };
-  }
-  const subjects: Record<string, NodeSubject> = { user: alice, agent: { kind: "agent", agentId: AGENT } };
-
-  it("gets grants, follows records, and comes back after the server was away", async () => {
-    const d = deps({ nowMs: Date.now });
-    const first = await listen(new Coordinator(d), (token) => subjects[token]);
-    const url = `http://127.0.0.1:${first.port}/coordinate`;
-    const states: boolean[] = [];
-    let onWelcome = () => {};
-    const agent = new CoordinatorClient({
-      url,
-      token: "agent",
-      nodeKey: keyOf(7),
-      homeRegion: 999,
-      random: () => 0,
-      onState: ({ connected }) => {
-        states.push(connected);
-        if (connected) onWelcome();
-      },
-    });
-    await agent.connect();
-    const user = new CoordinatorClient({ url, token: "user", nodeKey: keyOf(9) });
-    const { record } = await user.requestGrant(AGENT);
-    assert.equal(record?.nodeKey, keyOf(7));
-    assert.ok(Math.abs(user.nowMs() - Date.now()) < 5_000);
-
-    const back = new Promise<void>((resolve) => {
-      onWelcome = resolve;
-    });
-    await first.stop();
-    const second = await listen(
-      new Coordinator({ ...d, store: new MemoryStore() }),
-      (token) => subjects[token],
-      first.port,
-    );
-    await back;
-    assert.deepEqual(states, [true, false, true]);
-    await Promise.all([agent.close(), user.close()]);
-    await second.stop();
-  });
-
-  it("a node that floods is read at a pace it can't exceed", async () => {
-    let published = 0;
-    const coordinator = new Coordinator(deps({ onAgentPresence: () => published++ }));
-    const server = await listen(coordinator, (token) => subjects[token]);
-    const socket = new WebSocket(`ws://127.0.0.1:${server.port}/`, {
-      headers: { "Coder-Session-Token": "agent" },
-    });
-    await once(socket, "open");
-    socket.send(JSON.stringify({ type: "hello", version: 1, nodeKey: keyOf(7), homeRegion: 1 }));
-    for (let batch = 0; batch < 20; batch++) {
-      for (let i = 0; i < 100; i++) socket.send(JSON.stringify({ type: "home", homeRegion: 2 + (i % 2) }));
-      await new Promise((resolve) => setTimeout(resolve, 5));
-    }
-    // 128 at once; beyond it what one read brought is still handled, and then nothing is read for a while.
-    assert.ok(published > 0 && published < 500, `${published} of 2000 messages handled`);
-    socket.terminate();
-    await server.stop();
-  });
-
-  it("a node is sent away when the coordinator's clock was set, and comes back with the new time", async () => {
-    let setMs = 0;
-    const coordinator = new Coordinator(deps({ nowMs: () => Date.now() + setMs }));
-    const options = { pingIntervalMs: 20, wallClockMs: () => Date.now() + setMs };
-    const server = await listen(coordinator, (token) => subjects[token], 0, options);
-    const errors: string[] = [];
-    let connects = 0;
-    const user = new CoordinatorClient({
-      url: `http://127.0.0.1:${server.port}/`,
-      token: "user",
-      nodeKey: keyOf(9),
-      random: () => 0,
-      onState: ({ connected, error }) => {
-        if (connected) connects++;
-        else errors.push(String(error?.message));
-      },
-    });
-    await user.connect();
-    setMs = -3_600_000;
-    while (connects < 2) await new Promise((resolve) => setImmediate(resolve));
-    assert.match(errors[0], /clock was set/);
-    assert.ok(Math.abs(user.nowMs() - (Date.now() + setMs)) < 5_000);
-    await user.close();
-    await server.stop();
-  });
-
-  it("once closed it connects to nothing", async () => {
-    const coordinator = new Coordinator(deps());
-    const server = await listen(coordinator, (token) => subjects[token]);
-    const user = new CoordinatorClient({
-      url: `http://127.0.0.1:${server.port}/`,
-      token: "user",
-      nodeKey: keyOf(9),
-    });
-    await user.close();
-    await assert.rejects(user.requestGrant(AGENT), { code: "ERR_COORDINATOR_UNREACHABLE" });
-    await new Promise(setImmediate);
-    assert.equal(coordinator.connections, 0);
-    await server.stop();
-  });
-
-  it("a refused token fails the waiting call at once and says what to do", async () => {
-    const server = await listen(new Coordinator(deps()), () => undefined);
-    const user = new CoordinatorClient({
-      url: `http://127.0.0.1:${server.port}/`,
-      token: "x",
-      nodeKey: keyOf(9),
-    });
-    await assert.rejects(user.requestGrant(AGENT), (error: CoordinatorError) => {
-      assert.equal(error.code, "ERR_UNAUTHORIZED");
-      assert.match(error.message, /coder login/);
-      return true;
-    });
-    await user.close();
-    await server.stop();
-  });
-
-  it("a record signed by someone else is refused, whatever the coordinator says", async () => {
-    const honest = deps({ nowMs: Date.now });
-    const store = new MemoryStore();
-    const forger = new Signer([generateSigningKey()]);
-    const record = {
-      agentId: AGENT,
-      nodeKey: keyOf(66),
-      homeRegion: 999,
-      issuedAt: Date.now(),
-      expiresAt: Date.now() + 60_000,
-    };
-    await store.putRecord({
-      connectionId: "x",
-      record,
-      statement: encodeStatement("nodeRecord", record, forger),
-    });
-    const server = await listen(new Coordinator({ ...honest, store }), (token) => subjects[token]);
-    const user = new CoordinatorClient({
-      url: `http://127.0.0.1:${server.port}/`,
-      token: "user",
-      nodeKey: keyOf(9),
-    });
-    await assert.rejects(user.requestGrant(AGENT), { code: "ERR_STATEMENT_UNKNOWN_KEY" });
-    await user.close();
-    await server.stop();
-  });
-
-  it("waits longer after each failure, never in step with others, never beyond the cap", () => {
-    fc.assert(
-      fc.property(fc.nat(1000), fc.double({ min: 0, max: 1, noNaN: true }), (failures, random) => {
-        const wait = backoffMs(failures, random);
-        assert.ok(wait >= 100 && wait <= 22_500);
-        assert.ok(backoffMs(failures + 1, random) >= wait);
-      }),
-    );
   });
 });

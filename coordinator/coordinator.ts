@@ -5,29 +5,50 @@ import {
   decodeNodeMessage,
   MAX_LIVE_GRANTS,
   type NodeMessage,
+  type ReachedAgent,
+  type ReachedWorkspace,
 } from "../mesh/wire/coordinator.ts";
 import { WireError } from "../mesh/wire/errors.ts";
 import { encodeStatement } from "../mesh/wire/signed.ts";
+import { NodeLink } from "./link.ts";
+import { LinkSet } from "./links.ts";
+import { encodeResumeToken } from "./resume.ts";
 import type { Signer } from "./signing.ts";
 import type { IssuedGrant, NodeStore, StoredRecord } from "./store.ts";
+
+export { NodeLink } from "./link.ts";
 
 /** Who is at the other end, as the API's login found. `tokenId` names the credential, not its secret. */
 export type NodeSubject =
   | { kind: "user"; userId: string; username: string; tokenId: string; scope?: "all" | "application_connect" }
   | { kind: "agent"; agentId: string; workspaceId?: string };
+export type UserSubject = Extract<NodeSubject, { kind: "user" }>;
+export type AgentSubject = Extract<NodeSubject, { kind: "agent" }>;
+
+/** Whom a grant is asked for. */
+export type ReachTarget = { agentId: string } | { workspace: string; agent?: string };
 
 export type GrantDecision =
-  | { allowed: true; permissions: string[] }
+  /** `agentId` and how it does, when the workspace was named. */
+  | {
+      allowed: true;
+      permissions: string[];
+      agentId?: string;
+      workspace?: ReachedWorkspace;
+      agent?: ReachedAgent;
+    }
   | { allowed: false; code: string; message: string };
 
 export interface CoordinatorDeps {
   store: NodeStore;
   signer: Signer;
   /** May this user reach this agent now? Asked anew for every grant. */
-  authorize(subject: Extract<NodeSubject, { kind: "user" }>, agentId: string): Promise<GrantDecision>;
+  authorize(subject: UserSubject, target: ReachTarget): Promise<GrantDecision>;
   relayMap(): { Regions: Record<string, unknown> };
   /** Told when an agent comes or goes, and with each of its heartbeats, for the workspace's status. */
   onAgentPresence?(agentId: string, connected: boolean): void;
+  /** Told of failures that no node hears the details of. */
+  onError?(error: unknown): void;
   nowMs(): number;
   newId(): string;
 }
@@ -38,51 +59,74 @@ export interface NodeConnection {
   close(code: string, message: string): void;
 }
 
+export interface AcceptOptions {
+  /** hashCredential() of what the node logged in with; without it the node gets no resume token. */
+  credential?: string;
+  /** From the resume token it showed. */
+  resumed?: { linkId: string; nodeKey: string };
+}
+
+/** Some grants, and the workspace of their agents as far as it is known. */
+export type RevokedGrant = Pick<IssuedGrant, "id" | "agentId"> & { workspaceId?: string };
+
 /** A node that stays away this long must say hello again; clients re-ask well before. */
 export const RECORD_TTL_MS = 24 * 3_600_000;
-/** Covers a cold command and a reconnect; a live session renews (section 1 of the mesh design). */
+/** Covers a cold command and a reconnect; a live session renews. */
 export const GRANT_TTL_MS = 3_600_000;
-/** A connected agent's record is signed anew when it is this old: connections may live for months. */
-const RECORD_RENEW_MS = RECORD_TTL_MS / 2;
+/** Relays let a node in again for so long while the coordinator is away. */
+export const TICKET_TTL_MS = 24 * 3_600_000;
+/** What a connected node holds is signed anew when it is this old: connections may live for months. */
+const RENEW_MS = 12 * 3_600_000;
 /** Unexpired grants of one user: what one may make us remember, and agents too once they are revoked. */
 export const MAX_GRANTS_PER_USER = 16_384;
 /** A grant decided while grants were revoked is decided again, this often at most. */
 const MAX_DECISIONS = 4;
 /** A client that watches more agents than this is broken or hostile. */
-const MAX_WATCHED_AGENTS = 1024;
+export const MAX_WATCHED_AGENTS = 1024;
+/** Connections at once: commands of one user, and of one agent (a new one beside one that died silently). */
+export const MAX_LINKS_PER_USER = 512;
+export const MAX_LINKS_PER_AGENT = 8;
+/** Types we don't know come from newer nodes, a few; more is noise. */
+const MAX_UNKNOWN_MESSAGES = 64;
 
-/** What one connection knows; made by `Coordinator.accept`. */
-export class NodeLink {
-  readonly id: string;
-  readonly subject: NodeSubject;
-  readonly watched = new Set<string>();
-  readonly connection: NodeConnection;
-  nodeKey: string | undefined;
-  /** An agent whose record is out: clients can find it. */
-  published = false;
-  publishedAtMs = 0;
-  homeRegion: number | undefined;
-  /** Messages of one node are handled in the order they came. */
-  tail: Promise<void> = Promise.resolve();
-
-  constructor(id: string, subject: NodeSubject, connection: NodeConnection) {
-    this.id = id;
-    this.subject = subject;
-    this.connection = connection;
-  }
+export interface CoordinatorStats {
+  users: number;
+  agents: number;
+  /** Since the start, as the rest. */
+  accepted: number;
+  resumed: number;
+  messages: number;
+  unknownMessages: number;
+  grants: number;
+  refusals: number;
+  revocations: number;
+  /** Connections we ended, by code. */
+  closed: Record<string, number>;
 }
 
 /** Hands out keys, grants and relay maps. Holds no socket: the shell feeds `receive` and `disconnect`. */
 export class Coordinator {
   readonly store: NodeStore;
   readonly #deps: CoordinatorDeps;
-  readonly #links = new Set<NodeLink>();
+  #signer: Signer;
+  readonly #links = new LinkSet();
   readonly #unwatch: () => void;
   /** Counts revocations: a decision made before one may be void after it. */
   #revocations = 0;
+  readonly #counters = {
+    accepted: 0,
+    resumed: 0,
+    messages: 0,
+    unknownMessages: 0,
+    grants: 0,
+    refusals: 0,
+    revocations: 0,
+  };
+  readonly #closedBy = new Map<string, number>();
 
   constructor(deps: CoordinatorDeps) {
     this.#deps = deps;
+    this.#signer = deps.signer;
     this.store = deps.store;
     this.#unwatch = deps.store.watch((agentId, stored) => this.#announce(agentId, stored));
   }
@@ -91,9 +135,47 @@ export class Coordinator {
     return this.#links.size;
   }
 
-  accept(subject: NodeSubject, connection: NodeConnection): NodeLink {
-    const link = new NodeLink(this.#deps.newId(), subject, connection);
+  get signer(): Signer {
+    return this.#signer;
+  }
+
+  get stats(): CoordinatorStats {
+    const agents = this.agents().length;
+    return {
+      users: this.#links.size - agents,
+      agents,
+      ...this.#counters,
+      closed: Object.fromEntries(this.#closedBy),
+    };
+  }
+
+  /** Takes a node whose credential the caller has checked, or that showed a resume token. */
+  accept(subject: NodeSubject, connection: NodeConnection, options: AcceptOptions = {}): NodeLink {
+    const { resumed, credential } = options;
+    // Its own older connection, whose end nobody noticed yet: what that one had published is this one's now.
+    const older = resumed && this.#links.byId(resumed.linkId);
+    if (older) {
+      this.#close(older, "ERR_RECONNECTED", "this node has connected again");
+      this.#links.delete(older);
+    }
+    const link = new NodeLink(resumed?.linkId ?? this.#deps.newId(), subject, connection);
+    link.credential = credential;
+    link.resumedKey = resumed?.nodeKey;
+    this.#counters.accepted++;
+    if (resumed) this.#counters.resumed++;
+    const others = this.#links.of(subject);
+    if (subject.kind === "user" && others.size >= MAX_LINKS_PER_USER) {
+      const message = `you have ${MAX_LINKS_PER_USER} connections open; end some`;
+      this.#close(link, "ERR_TOO_MANY_CONNECTIONS", message);
+      return link;
+    }
     this.#links.add(link);
+    // The newest is the one that lives.
+    const [oldest] = others;
+    if (subject.kind === "agent" && others.size > MAX_LINKS_PER_AGENT)
+      this.dismiss(oldest, "ERR_TOO_MANY_CONNECTIONS", "this agent has newer connections").catch(
+        this.#deps.onError,
+      );
     return link;
   }
 
@@ -102,13 +184,19 @@ export class Coordinator {
     link.tail = link.tail.then(async () => {
       if (!this.#links.has(link)) return;
       try {
+        this.#counters.messages++;
         const message = decodeNodeMessage(text);
         if (message) await this.#handle(link, message);
+        else this.#ignore(link);
       } catch (error) {
-        const code = error instanceof WireError ? error.code : "ERR_INTERNAL";
-        const text = error instanceof WireError ? error.message : "the coordinator failed; try again";
-        link.connection.close(code, text);
-        await this.disconnect(link);
+        const known = error instanceof WireError;
+        if (!known) this.#deps.onError?.(error);
+        this.#close(
+          link,
+          known ? error.code : "ERR_INTERNAL",
+          known ? error.message : "the coordinator failed; try again",
+        );
+        await this.disconnect(link).catch(this.#deps.onError);
       }
     });
     return link.tail;
@@ -123,40 +211,84 @@ export class Coordinator {
 
   /** The record of an agent is gone: another connection of it, silenced by a newer one, is found again. */
   async #left(agentId: string): Promise<void> {
-    const other = [...this.#links].findLast(
-      ({ subject, published }) => published && subject.kind === "agent" && subject.agentId === agentId,
-    );
+    const other = [...this.#links.of({ kind: "agent", agentId })].findLast(({ published }) => published);
     if (other) await this.#publish(other);
     else this.#deps.onAgentPresence?.(agentId, false);
   }
 
+  /**
+   * What somebody may do has changed, and what is void by now is about to be looked for: a grant whose decision is older,
+   * which that look may not see, is decided again.
+   */
+  permissionsChanged(): void {
+    this.#revocations++;
+  }
+
   /** Voids matching grants and tells the agents that hold them at once. @returns how many */
   async revoke(matches: (grant: IssuedGrant) => boolean): Promise<number> {
-    this.#revocations++;
-    const revoked = await this.#deps.store.revokeGrants(matches, this.#deps.nowMs());
-    const byAgent = new Map<string, string[]>();
-    for (const { id, agentId } of revoked) byAgent.set(agentId, [...(byAgent.get(agentId) ?? []), id]);
-    for (const link of this.#links) {
-      const grants = link.subject.kind === "agent" ? byAgent.get(link.subject.agentId) : undefined;
-      if (grants) sendVoid(link.connection, grants);
-    }
+    this.permissionsChanged();
+    const revoked = (await this.#deps.store.listGrants(this.#deps.nowMs())).filter(matches);
+    await this.revokeGrants(revoked);
     return revoked.length;
+  }
+
+  /** Voids them and tells the agents that hold them at once; telling again what is void already does no harm. */
+  async revokeGrants(grants: readonly RevokedGrant[]): Promise<void> {
+    if (grants.length === 0) return;
+    this.permissionsChanged();
+    this.#counters.revocations += grants.length;
+    const byAgent = new Map<string, string[]>();
+    const byWorkspace = new Map<string, string[]>();
+    const add = (map: Map<string, string[]>, key: string, id: string) => {
+      const ids = map.get(key);
+      if (ids) ids.push(id);
+      else map.set(key, [id]);
+    };
+    for (const { id, agentId, workspaceId } of grants) {
+      add(byAgent, agentId, id);
+      if (workspaceId !== undefined) add(byWorkspace, workspaceId, id);
+    }
+    // First those who can act on it; the row keeps it for whoever is away.
+    for (const { subject, connection } of this.#links.agents()) {
+      // A process may hold sessions from when it was an earlier build's agent of the same workspace.
+      const ids =
+        (subject.workspaceId !== undefined && byWorkspace.get(subject.workspaceId)) ||
+        byAgent.get(subject.agentId);
+      if (ids) sendVoid(connection, ids);
+    }
+    await this.#deps.store.revokeGrants(
+      grants.map(({ id }) => id),
+      this.#deps.nowMs(),
+    );
   }
 
   /** The node answered a ping. */
   heard(link: NodeLink): void {
-    if (!link.published || link.subject.kind !== "agent") return;
-    this.#deps.onAgentPresence?.(link.subject.agentId, true);
-    const ageMs = this.#deps.nowMs() - link.publishedAtMs;
-    // Below zero the clock was set back: a record from the future is believed by nobody.
-    if (ageMs >= 0 && ageMs < RECORD_RENEW_MS) return;
-    // Should the store fail, the next answer to a ping tries again.
-    link.tail = link.tail.then(() => this.#republish(link)).catch(() => undefined);
+    if (link.nodeKey === undefined || !this.#links.has(link)) return;
+    const { subject } = link;
+    const now = this.#deps.nowMs();
+    if (link.published && subject.kind === "agent") this.#deps.onAgentPresence?.(subject.agentId, true);
+    this.#links.unwatchExpired(link, now);
+    // Below zero the clock was set back: a statement from the future is believed by nobody.
+    const isStale = (issuedAtMs: number) => now < issuedAtMs || now - issuedAtMs >= RENEW_MS;
+    if (isStale(link.ticketAtMs)) {
+      const { relayTicket: ticket, resumeToken } = this.#tickets(link);
+      link.connection.send({ type: "relay-ticket", ticket, resumeToken });
+    }
+    if (link.owes || (link.published && isStale(link.publishedAtMs)))
+      // Should the store fail, the next answer to a ping tries again.
+      link.tail = link.tail.then(() => this.#makeUpFor(link)).catch(() => undefined);
   }
 
-  async #republish(link: NodeLink): Promise<void> {
-    const { subject } = link;
+  /** What the store could not do at hello, and what became old. */
+  async #makeUpFor(link: NodeLink): Promise<void> {
+    const { subject, owes } = link;
     if (subject.kind !== "agent" || !this.#links.has(link)) return;
+    if (owes) {
+      sendVoid(link.connection, await this.#voidGrants(link, owes.liveGrants));
+      link.owes = undefined;
+      return this.#publish(link);
+    }
     const stored = await this.#deps.store.getRecord(subject.agentId);
     // A newer connection of the agent owns the record now.
     if (stored === undefined || stored.connectionId === link.id) await this.#publish(link);
@@ -168,30 +300,71 @@ export class Coordinator {
   }
 
   /** Agents connected here. */
-  agents(): Extract<NodeSubject, { kind: "agent" }>[] {
-    return [...this.#links].flatMap(({ subject }) => (subject.kind === "agent" ? [subject] : []));
+  agents(): AgentSubject[] {
+    return [...this.#links.agents()].map(({ subject }) => subject);
   }
 
-  /** Ends an agent's connection: it comes back as whoever its token makes it now, or not at all. */
-  async dismissAgent(agentId: string): Promise<void> {
-    for (const link of this.#links) {
-      if (link.subject.kind !== "agent" || link.subject.agentId !== agentId) continue;
-      link.connection.close("ERR_AGENT_REPLACED", "a newer build of the workspace replaced this agent");
-      await this.disconnect(link);
-    }
+  /** Users' nodes connected here; of one user, or all. */
+  users(userId?: string): (NodeLink & { readonly subject: UserSubject })[] {
+    return this.#links.users(userId);
+  }
+
+  /** Ends a node's connection, saying why. What it published is removed. */
+  async dismiss(link: NodeLink, code: `ERR_${string}`, message: string): Promise<void> {
+    if (!this.#links.has(link)) return;
+    this.#close(link, code, message);
+    await this.disconnect(link);
+  }
+
+  /** Ends an agent's connections: it comes back as whoever its token makes it now, or not at all. */
+  async dismissAgent(agentId: string): Promise<string[]> {
+    const links = [...this.#links.of({ kind: "agent", agentId })];
+    for (const link of links)
+      await this.dismiss(link, "ERR_AGENT_REPLACED", "a newer build of the workspace replaced this agent");
+    return links.flatMap(({ nodeKey }) => (nodeKey === undefined ? [] : [nodeKey]));
   }
 
   /** Says the current relay map to everyone; call it when the map changed. */
   pushRelayMap(): void {
     const map = this.#deps.relayMap();
-    for (const { connection } of this.#links) connection.send({ type: "relay-map", map });
+    for (const { connection, nodeKey } of this.#links)
+      if (nodeKey !== undefined) connection.send({ type: "relay-map", map });
+  }
+
+  /** Signs with other keys from now on, and says so to everyone when there are others to check with. */
+  setSigner(signer: Signer): void {
+    const before = JSON.stringify(this.#signer.publicKeys);
+    this.#signer = signer;
+    if (JSON.stringify(signer.publicKeys) === before) return;
+    for (const { connection, nodeKey } of this.#links)
+      if (nodeKey !== undefined) connection.send({ type: "signing-keys", signingKeys: signer.publicKeys });
+  }
+
+  /** Signs anew what connected nodes hold: records and tickets under a key that was taken out of use are worth nothing. */
+  async renewAll(): Promise<void> {
+    for (const link of [...this.#links]) {
+      link.ticketAtMs = 0;
+      link.publishedAtMs = 0;
+      this.heard(link);
+      await link.tail;
+    }
   }
 
   close(): void {
     this.#unwatch();
-    for (const { connection } of this.#links)
-      connection.close("ERR_SHUTTING_DOWN", "the coordinator is stopping");
+    for (const link of this.#links) this.#close(link, "ERR_SHUTTING_DOWN", "the coordinator is stopping");
     this.#links.clear();
+  }
+
+  #close(link: NodeLink, code: string, message: string): void {
+    this.#closedBy.set(code, (this.#closedBy.get(code) ?? 0) + 1);
+    link.connection.close(code, message);
+  }
+
+  #ignore(link: NodeLink): void {
+    this.#counters.unknownMessages++;
+    if (++link.unknownMessages > MAX_UNKNOWN_MESSAGES)
+      throw new WireError("ERR_UNEXPECTED_FRAME", "too many messages of unknown types");
   }
 
   async #handle(link: NodeLink, message: NodeMessage): Promise<void> {
@@ -204,34 +377,76 @@ export class Coordinator {
         link.homeRegion = message.homeRegion;
         return this.#publish(link);
       case "grant-request":
-        return this.#grant(link, message.request, message.agentId);
+        return this.#grant(link, message.request, targetOf(message));
       case "still-granted":
         return link.connection.send({
           type: "void-grants",
           request: message.request,
-          grants: await this.#deps.store.voidGrants(message.grants),
+          grants: await this.#deps.store.voidGrants(message.grants, this.#deps.nowMs()),
         });
     }
   }
 
   async #hello(link: NodeLink, hello: Extract<NodeMessage, { type: "hello" }>): Promise<void> {
     if (link.nodeKey !== undefined) throw new WireError("ERR_UNEXPECTED_FRAME", "second hello");
+    if (link.resumedKey !== undefined && link.resumedKey !== hello.nodeKey)
+      throw new WireError("ERR_BAD_VALUE", "the resume token is another node's");
     link.nodeKey = hello.nodeKey;
     link.homeRegion = hello.homeRegion;
-    const { subject } = link;
-    const agentId = subject.kind === "agent" ? subject.agentId : undefined;
-    const voidGrants = await this.#deps.store.voidGrants(hello.liveGrants, agentId);
+    let voidGrants: string[] = [];
+    try {
+      voidGrants = await this.#voidGrants(link, hello.liveGrants);
+    } catch (error) {
+      // One we know stays: it learns what is void as soon as the store answers.
+      if (link.resumedKey === undefined) throw error;
+      this.#deps.onError?.(error);
+      link.owes = { liveGrants: hello.liveGrants };
+    }
     link.connection.send({
       type: "welcome",
       version: Math.min(hello.version, COORDINATOR_VERSION),
       serverTimeMs: this.#deps.nowMs(),
-      signingKeys: this.#deps.signer.publicKeys,
+      signingKeys: this.#signer.publicKeys,
+      ...this.#tickets(link),
       voidGrants: voidGrants.slice(0, MAX_LIVE_GRANTS),
-      ...(agentId === undefined ? {} : { agentId }),
+      ...(link.subject.kind === "agent" ? { agentId: link.subject.agentId } : {}),
     });
     sendVoid(link.connection, voidGrants.slice(MAX_LIVE_GRANTS));
     link.connection.send({ type: "relay-map", map: this.#deps.relayMap() });
-    await this.#publish(link);
+    try {
+      await this.#publish(link);
+    } catch (error) {
+      if (link.resumedKey === undefined) throw error;
+      this.#deps.onError?.(error);
+      link.owes ??= { liveGrants: [] };
+    }
+  }
+
+  #voidGrants({ subject }: NodeLink, liveGrants: readonly string[]): Promise<string[]> {
+    const agentId = subject.kind === "agent" ? subject.agentId : undefined;
+    return this.#deps.store.voidGrants(liveGrants, this.#deps.nowMs(), agentId);
+  }
+
+  /** What a node shows to relays, and to us when it comes again. */
+  #tickets(link: NodeLink): { relayTicket: string; resumeToken?: string } {
+    const { subject, credential, nodeKey = "" } = link;
+    const issuedAt = this.#deps.nowMs();
+    const expiresAt = issuedAt + TICKET_TTL_MS;
+    link.ticketAtMs = issuedAt;
+    const payer = subject.kind === "agent" ? `agent:${subject.agentId}` : `user:${subject.userId}`;
+    return {
+      relayTicket: toBase64(
+        encodeStatement("relayTicket", { nodeKey, subject: payer, issuedAt, expiresAt }, this.#signer),
+      ),
+      ...(credential === undefined
+        ? {}
+        : {
+            resumeToken: encodeResumeToken(
+              { subject, nodeKey, credential, linkId: link.id, expiresAt },
+              this.#signer,
+            ),
+          }),
+    };
   }
 
   /** Signs and stores an agent's record; a client is reached by nobody and needs none. */
@@ -247,11 +462,11 @@ export class Coordinator {
       issuedAt,
       expiresAt: issuedAt + RECORD_TTL_MS,
     };
-    const statement = encodeStatement("nodeRecord", record, this.#deps.signer);
+    const statement = encodeStatement("nodeRecord", record, this.#signer);
     await this.#deps.store.putRecord({ connectionId: link.id, record, statement });
     if (!this.#links.has(link)) {
-      // It left meanwhile, and its goodbye found nothing to remove.
-      await this.#deps.store.removeRecord(subject.agentId, link.id);
+      // It left meanwhile, and its goodbye found nothing to remove. One that took its place removes it itself.
+      if (!this.#links.byId(link.id)) await this.#deps.store.removeRecord(subject.agentId, link.id);
       return;
     }
     link.published = true;
@@ -259,63 +474,80 @@ export class Coordinator {
     this.#deps.onAgentPresence?.(subject.agentId, true);
   }
 
-  async #grant(link: NodeLink, request: number, agentId: string): Promise<void> {
+  async #grant(link: NodeLink, request: number, target: ReachTarget): Promise<void> {
     const { subject, nodeKey, connection } = link;
-    const refuse = (code: string, message: string) =>
+    const refuse = (code: string, message: string) => {
+      this.#counters.refusals++;
       connection.send({ type: "error", request, code, message });
+    };
     if (subject.kind !== "user" || nodeKey === undefined)
       return refuse("ERR_FORBIDDEN", "only users reach agents; an agent may not ask for a grant");
-    if (link.watched.size >= MAX_WATCHED_AGENTS && !link.watched.has(agentId))
-      return refuse("ERR_TOO_MANY_AGENTS", `this connection already reaches ${MAX_WATCHED_AGENTS} agents`);
     const { store } = this.#deps;
-    if ((await store.countGrants(subject.userId, this.#deps.nowMs())) >= MAX_GRANTS_PER_USER)
-      return refuse(
-        "ERR_TOO_MANY_GRANTS",
-        "too many sessions were opened in the last hour; wait some minutes",
-      );
-    let decision: GrantDecision;
     let decidedAt: number;
-    let decisions = 0;
-    do {
-      if (++decisions > MAX_DECISIONS) return refuse("ERR_BUSY", "permissions are changing; try again");
+    let decision: Extract<GrantDecision, { allowed: true }>;
+    let grant: IssuedGrant;
+    for (let decisions = 1; ; decisions++) {
+      if (decisions > MAX_DECISIONS) return refuse("ERR_BUSY", "permissions are changing; try again");
       decidedAt = this.#revocations;
-      decision = await this.#deps.authorize(subject, agentId);
-      if (!decision.allowed) return refuse(decision.code, decision.message);
-    } while (decidedAt !== this.#revocations);
-
-    const issuedAt = this.#deps.nowMs();
-    const grant = {
-      id: this.#deps.newId(),
-      nodeKey,
-      userId: subject.userId,
-      username: subject.username,
-      agentId,
-      permissions: decision.permissions,
-      issuedAt,
-      expiresAt: issuedAt + GRANT_TTL_MS,
-    };
-    const { id, userId, expiresAt } = grant;
-    await store.putGrant({ id, userId, agentId, tokenId: subject.tokenId, expiresAt }, issuedAt);
-    link.watched.add(agentId);
+      const verdict = await this.#deps.authorize(subject, target);
+      if (!verdict.allowed) return refuse(verdict.code, verdict.message);
+      decision = verdict;
+      const agentId = "agentId" in target ? target.agentId : verdict.agentId;
+      if (agentId === undefined) return refuse("ERR_NOT_FOUND", "workspaces are not known by name here");
+      const issuedAt = this.#deps.nowMs();
+      if (!this.#links.mayWatch(link, agentId, issuedAt, MAX_WATCHED_AGENTS))
+        return refuse("ERR_TOO_MANY_AGENTS", `this connection already reaches ${MAX_WATCHED_AGENTS} agents`);
+      grant = {
+        id: this.#deps.newId(),
+        userId: subject.userId,
+        agentId,
+        tokenId: subject.tokenId,
+        nodeKey,
+        issuedAt,
+        expiresAt: issuedAt + GRANT_TTL_MS,
+      };
+      if (!(await store.putGrant(grant, MAX_GRANTS_PER_USER, issuedAt)))
+        return refuse(
+          "ERR_TOO_MANY_GRANTS",
+          "too many sessions were opened in the last hour; wait some minutes",
+        );
+      if (decidedAt === this.#revocations) break;
+      // Whoever revoked meanwhile may not have seen this one.
+      await store.revokeGrants([grant.id], issuedAt);
+    }
+    this.#links.watch(link, grant.agentId, grant.expiresAt);
+    this.#counters.grants++;
+    const { id, userId, agentId, issuedAt, expiresAt } = grant;
+    const { permissions, workspace, agent } = decision;
     const stored = await store.getRecord(agentId);
+    const statement = encodeStatement(
+      "grant",
+      { id, nodeKey, userId, username: subject.username, agentId, permissions, issuedAt, expiresAt },
+      this.#signer,
+    );
     connection.send({
       type: "grant",
       request,
-      grant: toBase64(encodeStatement("grant", grant, this.#deps.signer)),
+      grant: toBase64(statement),
       record: stored && toBase64(stored.statement),
+      ...("agentId" in target ? {} : { agentId, workspace, agent }),
     });
   }
 
   #announce(agentId: string, stored: StoredRecord | undefined): void {
-    for (const { watched, connection } of this.#links) {
-      if (!watched.has(agentId)) continue;
+    for (const { connection } of this.#links.watchersOf(agentId))
       connection.send(
         stored
           ? { type: "record", agentId, record: toBase64(stored.statement) }
           : { type: "record-gone", agentId },
       );
-    }
   }
+}
+
+function targetOf(message: Extract<NodeMessage, { type: "grant-request" }>): ReachTarget {
+  const { agentId, workspace, agent } = message;
+  // The schema lets through exactly one of the two.
+  return agentId === undefined ? { workspace: workspace ?? "", agent } : { agentId };
 }
 
 /** Names grants that are void, in messages of a size nodes accept. */

@@ -1,6 +1,7 @@
 import { createHash, createPrivateKey, generateKeyPairSync, type KeyObject, sign } from "node:crypto";
 import { fromHex, toBase64, toHex } from "../mesh/wire/bytes.ts";
 import { KEY_ID_BYTES, type PublicSigningKey } from "../mesh/wire/signed.ts";
+import { SPKI_PREFIX } from "./ed25519.ts";
 
 /** A deployment signing key at rest. `privateKey`: the raw seed, 32 bytes, a secret; absent once it only verifies. */
 export interface SigningKeyPair {
@@ -11,15 +12,18 @@ export interface SigningKeyPair {
   privateKey?: Uint8Array;
 }
 
-/** PKCS#8 and SubjectPublicKeyInfo of Ed25519 are fixed prefixes and 32 bytes (RFC 8410). */
+/** PKCS#8 of Ed25519 is a fixed prefix and 32 bytes (RFC 8410 section 7). */
 const PKCS8_PREFIX = Buffer.from("302e020100300506032b657004220420", "hex");
-const SPKI_PREFIX_BYTES = 12;
+
+/** @param publicKey raw, 32 bytes */
+export const keyIdOf = (publicKey: Uint8Array): string =>
+  toHex(createHash("sha256").update(publicKey).digest().subarray(0, KEY_ID_BYTES));
 
 export function generateSigningKey(): Required<SigningKeyPair> {
   const { publicKey, privateKey } = generateKeyPairSync("ed25519");
-  const raw = publicKey.export({ type: "spki", format: "der" }).subarray(SPKI_PREFIX_BYTES);
+  const raw = publicKey.export({ type: "spki", format: "der" }).subarray(SPKI_PREFIX.length);
   return {
-    keyId: toHex(createHash("sha256").update(raw).digest().subarray(0, KEY_ID_BYTES)),
+    keyId: keyIdOf(raw),
     publicKey: raw,
     privateKey: privateKey.export({ type: "pkcs8", format: "der" }).subarray(PKCS8_PREFIX.length),
   };

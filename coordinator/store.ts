@@ -13,33 +13,37 @@ export interface IssuedGrant {
   agentId: string;
   /** The API token it was asked for with: revoking that token voids the grant. */
   tokenId: string;
+  /** Of the client. */
+  nodeKey: string;
+  /** Unix ms, as all instants here. */
+  issuedAt: number;
   expiresAt: number;
 }
 
 /**
  * What coordinators share. In memory for one replica; several need rows in Postgres, hence promises.
- * `watch` hears of every change, made by this replica or another.
+ * `watch` hears of every change of a record, made by this replica or another.
  */
 export interface NodeStore {
   putRecord(record: StoredRecord): Promise<void>;
   /** Removes the record only if `connectionId` still owns it: a late goodbye must not remove its successor. */
   removeRecord(agentId: string, connectionId: string): Promise<boolean>;
   getRecord(agentId: string): Promise<StoredRecord | undefined>;
-  putGrant(grant: IssuedGrant, nowMs: number): Promise<void>;
-  /** Voids every unexpired grant that matches. @returns the grants now void */
-  revokeGrants(matches: (grant: IssuedGrant) => boolean, nowMs: number): Promise<IssuedGrant[]>;
+  /** Remembers a grant before anybody gets it. @returns false, and remembers nothing, when its user holds `maxOfUser` */
+  putGrant(grant: IssuedGrant, maxOfUser: number, nowMs: number): Promise<boolean>;
+  /** Voids them, for ever: what was revoked does not come back. Unknown ids are ignored. */
+  revokeGrants(ids: readonly string[], nowMs: number): Promise<void>;
   /** Unexpired grants, revoked ones left out; of one user, or all. */
   listGrants(nowMs: number, userId?: string): Promise<IssuedGrant[]>;
-  /** How many unexpired grants a user was given, revoked ones left out. */
-  countGrants(userId: string, nowMs: number): Promise<number>;
-  /** Those of `ids` that were revoked, and, with `agentId`, all others of that agent that have not expired. */
-  voidGrants(ids: readonly string[], agentId?: string): Promise<string[]>;
+  /** Those of `ids` that are void, and, with `agentId`, all revoked ones of that agent that have not expired. */
+  voidGrants(ids: readonly string[], nowMs: number, agentId?: string): Promise<string[]>;
   watch(listener: (agentId: string, record: StoredRecord | undefined) => void): () => void;
 }
 
 /** Bounds what one replica remembers of grants; the oldest go first, and their expiry still ends them. */
 const MAX_GRANTS = 200_000;
 
+/** For tests and a coordinator that stands alone: a restart forgets it all. */
 export class MemoryStore implements NodeStore {
   readonly #records = new Map<string, StoredRecord>();
   readonly #grants = new Map<string, IssuedGrant>();
@@ -63,10 +67,13 @@ export class MemoryStore implements NodeStore {
     return this.#records.get(agentId);
   }
 
-  async putGrant(grant: IssuedGrant, nowMs: number): Promise<void> {
-    this.#grants.set(grant.id, grant);
-    this.#grantsOfUser.set(grant.userId, (this.#grantsOfUser.get(grant.userId) ?? 0) + 1);
+  async putGrant(grant: IssuedGrant, maxOfUser: number, nowMs: number): Promise<boolean> {
     this.#prune(nowMs);
+    const held = this.#grantsOfUser.get(grant.userId) ?? 0;
+    if (held >= maxOfUser) return false;
+    this.#grants.set(grant.id, grant);
+    this.#grantsOfUser.set(grant.userId, held + 1);
+    return true;
   }
 
   async listGrants(nowMs: number, userId?: string): Promise<IssuedGrant[]> {
@@ -75,21 +82,17 @@ export class MemoryStore implements NodeStore {
     return userId === undefined ? all : all.filter((grant) => grant.userId === userId);
   }
 
-  async countGrants(userId: string, nowMs: number): Promise<number> {
-    this.#prune(nowMs);
-    return this.#grantsOfUser.get(userId) ?? 0;
-  }
-
-  async revokeGrants(matches: (grant: IssuedGrant) => boolean, nowMs: number): Promise<IssuedGrant[]> {
-    const revoked = [...this.#grants.values()].filter((grant) => grant.expiresAt > nowMs && matches(grant));
-    for (const grant of revoked) {
+  async revokeGrants(ids: readonly string[], nowMs: number): Promise<void> {
+    for (const id of ids) {
+      const grant = this.#grants.get(id);
+      if (!grant || grant.expiresAt <= nowMs) continue;
       this.#forget(grant);
-      this.#void.set(grant.id, { agentId: grant.agentId, expiresAt: grant.expiresAt });
+      this.#void.set(id, { agentId: grant.agentId, expiresAt: grant.expiresAt });
     }
-    return revoked;
   }
 
-  async voidGrants(ids: readonly string[], agentId?: string): Promise<string[]> {
+  async voidGrants(ids: readonly string[], nowMs: number, agentId?: string): Promise<string[]> {
+    this.#prune(nowMs);
     const found = new Set(ids.filter((id) => this.#void.has(id)));
     if (agentId !== undefined) for (const [id, of] of this.#void) if (of.agentId === agentId) found.add(id);
     return [...found];
@@ -103,7 +106,7 @@ export class MemoryStore implements NodeStore {
   /** Insertion order is close to expiry order, so looking at the front is enough to forget the expired. */
   #prune(nowMs: number): void {
     for (const grant of this.#grants.values()) {
-      if (grant.expiresAt > nowMs && this.#grants.size <= MAX_GRANTS) break;
+      if (grant.expiresAt > nowMs && this.#grants.size < MAX_GRANTS) break;
       this.#forget(grant);
     }
     for (const [id, { expiresAt }] of this.#void) {

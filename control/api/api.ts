@@ -10,6 +10,7 @@ import { ApiError, toApiError, toErrorBody } from "./errors.ts";
 import { fileRoutes } from "./files.ts";
 import { keyRoutes } from "./keys.ts";
 import { loginRoutes } from "./login.ts";
+import { meshRoutes } from "./mesh.ts";
 import { metaRoutes } from "./meta.ts";
 import { organizationRoutes } from "./organizations.ts";
 import { mountRoutes, type Route } from "./route.ts";
@@ -30,6 +31,7 @@ export const apiRoutes = (deps: ApiDeps): Route[] => [
   ...templateRoutes(deps),
   ...workspaceRoutes(deps),
   ...buildRoutes(deps),
+  ...meshRoutes(deps),
   ...agentRoutes(deps),
 ];
 

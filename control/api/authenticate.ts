@@ -92,7 +92,13 @@ export const suspended = (): ApiError =>
 /** "Last used" is exact to a minute, so that requests seldom write. */
 const USED_EVERY_MS = 60_000;
 
-async function markUsed(knex: Knex, key: ApiKeyRow, user: UserRow, now: Date): Promise<void> {
+/** Notes that a key was used, and moves a session's end on; writes seldom. */
+export async function markUsed(
+  knex: Knex,
+  key: Pick<ApiKeyRow, "id" | "token_name" | "expires_at" | "lifetime_seconds" | "last_used_at">,
+  user: Pick<UserRow, "id">,
+  now: Date,
+): Promise<void> {
   const times = { expiresAt: key.expires_at.getTime(), lifetimeMs: Number(key.lifetime_seconds) * 1000 };
   const slid = key.token_name === "" ? slideSession(times, now.getTime()) : undefined;
   if (slid === undefined && now.getTime() - key.last_used_at.getTime() < USED_EVERY_MS) return;

@@ -23,6 +23,8 @@ export interface ApiDeps {
   version: string;
   deploymentId: string;
   limits: ApiLimits;
+  /** The relays there are, as nodes are told; default: the one at the access URL. */
+  relayMap?: () => { Regions: Record<string, unknown> };
   /** Longest lifetime of an API token, ms. */
   maxTokenLifetimeMs: number;
   now: () => Date;

@@ -15,6 +15,9 @@ import { may, must } from "./access.ts";
 import type { ApiDeps } from "./deps.ts";
 import { publicRoute, type Route, userRoute } from "./route.ts";
 
+/** `ssh workspace.coder` reaches it, once `coder config-ssh` has run. */
+export const HOSTNAME_SUFFIX = "coder";
+
 /** What clients ask before anything else, and what they only want to see there. */
 export function metaRoutes(deps: ApiDeps): Route[] {
   return [
@@ -84,7 +87,11 @@ export function metaRoutes(deps: ApiDeps): Route[] {
       method: "get",
       path: "/deployment/ssh",
       out: SshConfig,
-      handle: async () => ({ hostname_prefix: "coder.", hostname_suffix: "coder", ssh_config_options: {} }),
+      handle: async () => ({
+        hostname_prefix: "coder.",
+        hostname_suffix: HOSTNAME_SUFFIX,
+        ssh_config_options: {},
+      }),
     }),
     userRoute({
       method: "get",

@@ -1,6 +1,7 @@
 import assert from "node:assert/strict";
 import { randomUUID } from "node:crypto";
-import { agentById, canConnect, setAgentConnected, setAgentDisconnected } from "../db/queries/agents.ts";
+import { agentById, setAgentConnected, setAgentDisconnected } from "../db/queries/agents.ts";
+import { judgeReach, type ReachQuery, reachRows } from "../db/queries/reach.ts";
 import type { BuildJob } from "../provisioner/protocol.ts";
 import {
   addUser,
@@ -504,22 +505,39 @@ describe("templates and workspaces", () => {
       const agentId = workspace.latest_build.resources[0].agents[0].id;
       const other = await addUser(owner, "eve");
       const admin = await addUser(owner, "tia", ["template-admin"]);
-      const ask = async (client: TestClient, roles: string[] = []) =>
-        canConnect(knex, { userId: await ownerOf(client), roles }, agentId);
-      const allowed = await ask(member);
-      assert.ok(allowed.ok);
+      const ask = async (client: TestClient, query: ReachQuery = { agentId }, agentName?: string) => {
+        const rows = await reachRows(knex, await ownerOf(client), (client.token ?? "").split("-")[0], query);
+        return judgeReach(rows, agentName, new Date());
+      };
+      for (const query of [
+        { agentId },
+        { owner: undefined, name: "Connect" },
+        { owner: "MEL", name: "connect" },
+      ]) {
+        const allowed = await ask(member, query);
+        assert.ok(allowed.ok);
+        const { username, workspace_name, agent_name, agent_id } = allowed.row;
+        assert.deepEqual(
+          [username, workspace_name, agent_name, agent_id],
+          ["mel", "connect", "main", agentId],
+        );
+      }
+      const codeOf = async (verdict: ReturnType<typeof ask>) => {
+        const { ok, ...rest } = await verdict;
+        return "code" in rest ? rest.code : ok;
+      };
+      const byName = { owner: undefined, name: "connect" };
+      assert.equal(await codeOf(ask(member, byName, "main")), true);
+      assert.equal(await codeOf(ask(member, byName, "other")), "ERR_AGENT_NOT_FOUND");
+      assert.equal(await codeOf(ask(other, byName)), "ERR_NOT_FOUND");
+      assert.equal(await codeOf(ask(member, { owner: "nobody", name: "connect" })), "ERR_NOT_FOUND");
       assert.deepEqual(
-        [allowed.user.username, allowed.workspace.name, allowed.agent.name],
-        ["mel", "connect", "main"],
-      );
-      assert.deepEqual(
-        [await ask(other), await ask(admin, ["template-admin"])].map(
-          (verdict) => !verdict.ok && verdict.code,
-        ),
+        [await ask(other), await ask(admin)].map((verdict) => !verdict.ok && verdict.code),
         ["ERR_NOT_FOUND", "ERR_FORBIDDEN"],
       );
       await build(workspace.id, "stop", {}, member);
       await test.plane.queue.complete((await nextBuild()).id, { ...buildResult(), resources: [] });
+      assert.equal(await codeOf(ask(member, byName)), "ERR_WORKSPACE_NOT_RUNNING");
       const stopped = await ask(member);
       assert.ok(!stopped.ok && stopped.code === "ERR_WORKSPACE_NOT_RUNNING");
       assert.match(stopped.reason, /coder start/);

@@ -2,6 +2,7 @@
 export * from "./agent.ts";
 export * from "./common.ts";
 export * from "./jobs.ts";
+export * from "./mesh.ts";
 export * from "./meta.ts";
 export * from "./templates.ts";
 export * from "./users.ts";

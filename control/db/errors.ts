@@ -9,7 +9,8 @@ export type DatabaseErrorCode =
   | "ERR_DATABASE_NEWER"
   | "ERR_MIGRATION_FAILED"
   | "ERR_MIGRATION_LOCKED"
-  | "ERR_NOTIFY_INVALID";
+  | "ERR_NOTIFY_INVALID"
+  | "ERR_TOO_MANY_KEYS";
 
 /** The database can't be used as asked. The message never holds a password. */
 export class DatabaseError extends MeshError {

@@ -1,12 +1,9 @@
 // Agents as the control plane meets them: by token, and as what somebody wants to connect to.
 import type { Knex } from "knex";
-import type { Subject } from "../../auth/authorize.ts";
-import { authorize } from "../../auth/authorize.ts";
 import { hashAgentToken } from "../../provisioner/queue-result.ts";
-import { connectProblem } from "../../templates/status.ts";
 import type { AgentRow, UserRow } from "./rows.ts";
 import { announce } from "./topics.ts";
-import { lastSucceededBuild, latestBuildOf, type WorkspaceView, workspaceById } from "./workspaces.ts";
+import { lastSucceededBuild, type WorkspaceView, workspaceById } from "./workspaces.ts";
 
 export interface AgentInWorkspace {
   agent: AgentRow;
@@ -35,7 +32,8 @@ export async function agentForToken(knex: Knex, token: string): Promise<AgentInW
     .limit(10);
   for (const agent of candidates) {
     const found = await inWorkspace(knex, agent);
-    if (found && found.owner.status !== "suspended" && (await isLiving(knex, agent))) return found;
+    // Also while its owner is suspended: who may still reach the workspace needs it, and the owner may not.
+    if (found && (await isLiving(knex, agent))) return found;
   }
   return undefined;
 }
@@ -67,53 +65,6 @@ async function inWorkspace(
   return workspace && owner && { agent, workspace, owner };
 }
 
-export type Connectable =
-  | ({ ok: true; user: { id: string; username: string } } & AgentInWorkspace)
-  /** `reason` is for people; "hidden": they may not know that it exists. */
-  | {
-      ok: false;
-      code: "ERR_NOT_FOUND" | "ERR_FORBIDDEN" | "ERR_WORKSPACE_NOT_RUNNING" | "ERR_AGENT_GONE";
-      reason: string;
-    };
-
-/** Whether `subject` may open sessions to the agent now. */
-export async function canConnect(knex: Knex, subject: Subject, agentId: string): Promise<Connectable> {
-  const hidden = { ok: false, code: "ERR_NOT_FOUND", reason: "No such agent, or not yours to see." } as const;
-  const found = await agentById(knex, agentId);
-  if (!found) return hidden;
-  const { workspace } = found;
-  const object = {
-    type: "workspace",
-    id: workspace.id,
-    ownerId: workspace.owner_id,
-    organizationId: workspace.organization_id,
-  } as const;
-  if (!authorize(subject, "read", object)) return hidden;
-  if (!authorize(subject, "ssh", object))
-    return {
-      ok: false,
-      code: "ERR_FORBIDDEN",
-      reason: "You may see this workspace, but not open sessions to it.",
-    };
-  const user: Pick<UserRow, "id" | "username"> | undefined = await knex("users")
-    .where({ id: subject.userId, deleted: false, status: "active" })
-    .first("id", "username");
-  if (!user) return hidden;
-
-  const last = await lastSucceededBuild(knex, workspace.id);
-  const problem = workspace.deleted
-    ? "The workspace is deleted."
-    : connectProblem(latestBuildOf(workspace), last?.transition);
-  if (problem) return { ok: false, code: "ERR_WORKSPACE_NOT_RUNNING", reason: problem };
-  if (!(await isCurrentAgent(knex, agentId)))
-    return {
-      ok: false,
-      code: "ERR_AGENT_GONE",
-      reason: "The agent belongs to an earlier build of the workspace. Look the workspace up again.",
-    };
-  return { ok: true, ...found, user };
-}
-
 /** Said at connect and then with each heartbeat (every 15 s or so; see AGENT_INACTIVE_MS). */
 export async function setAgentConnected(knex: Knex, agentId: string, at: Date): Promise<void> {
   const { rows } = await knex.raw<{ rows: { changed: boolean }[] }>(
@@ -127,6 +78,38 @@ export async function setAgentConnected(knex: Knex, agentId: string, at: Date): 
   );
   // A heartbeat alone changes nothing that watchers show.
   if (rows[0]?.changed) await announce(knex, "workspace_agent", agentId);
+}
+
+/** As setAgentConnected, for many that are known to be connected: nothing changes that watchers show. */
+export async function setAgentsHeard(knex: Knex, agentIds: readonly string[], at: Date): Promise<void> {
+  await knex("workspace_agents")
+    .whereRaw("id = any(?)", [[...agentIds]])
+    .update({ last_connected_at: knex.raw("greatest(last_connected_at, ?)", [at]), updated_at: at });
+}
+
+/**
+ * What became of connected agents. "current": of their workspace's newest successful build. "replaced": not, but that build
+ * has an agent with the same token, as whom the process comes back. Missing: over.
+ */
+export async function areKeptAgents(
+  knex: Knex,
+  agentIds: readonly string[],
+): Promise<Map<string, "current" | "replaced">> {
+  const { rows } = await knex.raw<{ rows: { id: string; is_current: boolean }[] }>(
+    `select a.id, last.job_id = r.job_id as is_current
+     from workspace_agents a
+     join workspace_resources r on r.id = a.resource_id
+     join workspace_builds b on b.job_id = r.job_id
+     join lateral (
+       select b2.job_id, b2.transition from workspace_builds b2 join provisioner_jobs j2 on j2.id = b2.job_id
+       where b2.workspace_id = b.workspace_id and j2.status = 'succeeded'
+       order by b2.build_number desc limit 1) last on last.transition <> 'delete'
+     where a.id = any(?) and (last.job_id = r.job_id or exists (
+       select 1 from workspace_resources r3 join workspace_agents a3 on a3.resource_id = r3.id
+       where r3.job_id = last.job_id and a3.token_hash = a.token_hash))`,
+    [[...agentIds]] as never,
+  );
+  return new Map(rows.map(({ id, is_current }) => [id, is_current ? "current" : "replaced"]));
 }
 
 export async function setAgentDisconnected(knex: Knex, agentId: string, at: Date): Promise<void> {

@@ -13,7 +13,15 @@ export type Topic =
   /** A workspace has a new build, or its build finished, or it was renamed. */
   | "workspace"
   /** What a user may do changed: suspended, roles, deleted. */
-  | "user";
+  | "user"
+  /** API keys of this user were deleted; said by a trigger of the table. */
+  | "api_key"
+  /** Coordinators among themselves: "<replica> <agent id>,...", records of these changed. */
+  | "mesh_node"
+  /** "<replica> <user id>,...": grants of these were revoked. */
+  | "mesh_grant"
+  /** The signing keys changed. */
+  | "signing_key";
 
 /** Says within the caller's transaction that `id` changed; heard when it commits. */
 export async function announce(knex: Knex, topic: Topic, id: string): Promise<void> {
@@ -37,9 +45,10 @@ export class Topics {
     this.#listener = listener;
   }
 
-  /** Subscribes to `topics`; once per process, before any watcher. */
+  /** Subscribes to `topics`, before any watcher of them; those started before stay as they are. */
   async start(topics: Topic[]): Promise<void> {
     for (const topic of topics) {
+      if (this.#watchers.has(topic)) continue;
       const watchers = new Map<string, Set<Callback>>();
       this.#watchers.set(topic, watchers);
       this.#unsubscribe.push(
