@@ -6,8 +6,9 @@ import os from "node:os";
 import path from "node:path";
 import type { AgentManifest, AgentScript } from "../control/contract/agent.ts";
 import { encodeOpening } from "../mesh/wire/channel.ts";
-import { Agent, type AgentOptions, type IncomingStream, type MeshConnection } from "./agent.ts";
-import { collectSession, duplexPair, memoryLogger } from "./testing.ts";
+import { Agent, type AgentOptions, type MeshConnection } from "./agent.ts";
+import type { DatagramStream, Peer } from "./streams.ts";
+import { collectSession, fakePeer, memoryLogger, readAnswer, servicePair } from "./testing.ts";
 
 const TOKEN = "0d3b5d0e-1111-4111-8111-5ec2e7000001";
 const ID = "5b5c9c7e-0000-4000-8000-000000000001";
@@ -93,7 +94,7 @@ class FakeServer {
 }
 
 class FakeMesh implements MeshConnection {
-  handler: ((stream: IncomingStream) => void) | undefined;
+  readonly handlers = new Map<string, (stream: DatagramStream, peer: Peer) => void>();
   isClosed = false;
   readonly closed: Promise<void>;
   leave: () => void = () => {};
@@ -102,18 +103,26 @@ class FakeMesh implements MeshConnection {
       this.leave = resolve;
     });
   }
-  listen(service: string, handler: (stream: IncomingStream) => void): void {
-    assert.equal(service, "session");
-    this.handler = handler;
+  listen(service: string, handler: (stream: DatagramStream, peer: Peer) => void): void {
+    this.handlers.set(service, handler);
+  }
+  sessions() {
+    return [];
+  }
+  endSession(): boolean {
+    return false;
   }
   close(): void {
     this.isClosed = true;
   }
   run(command: string) {
-    const [client, agent] = duplexPair();
     const { metadata } = encodeOpening({ kind: "exec", command, env: {} });
-    this.handler?.(Object.assign(agent, { metadata }));
-    return collectSession(client);
+    return collectSession(this.open("session", "session", metadata));
+  }
+  open(registered: string, service: string, metadata?: Uint8Array) {
+    const [client, agent] = servicePair(service, metadata);
+    this.handlers.get(registered)?.(agent, fakePeer());
+    return client;
   }
 }
 
@@ -171,7 +180,8 @@ describe("agent", () => {
     server.manifest.scripts = [
       script("echo starting; echo $CODER_WORKSPACE_NAME"),
       script("echo stopping", { run_on_start: false, run_on_stop: true }),
-      script("echo never", { run_on_start: false, cron: "0 * * * *" }),
+      script("echo never", { run_on_start: false, cron: "0 0 0 29 2 *" }),
+      script("echo broken", { run_on_start: false, cron: "* * *" }),
     ];
     const { done, logger } = start();
     await server.until(() => server.states().includes("ready"));
@@ -184,14 +194,47 @@ describe("agent", () => {
     await done;
     assert.deepEqual(server.states(), ["created", "starting", "ready", "shutting_down", "off"]);
     assert.deepEqual(
-      server.logLines().filter((line) => !line.includes("cron")),
+      server.logLines().filter((line) => !line.includes("schedule")),
       ["starting", "dev", "stopping"],
     );
-    assert.ok(server.logLines().some((line) => line.includes("cron")));
+    assert.ok(
+      server.logLines().some((line) => line.includes('"* * *" can\'t be read: expected 5 or 6 fields')),
+    );
     const startup = server.requests.find(({ name }) => name === "startup")?.body;
     assert.equal(startup?.["expanded_directory"], directory);
     assert.ok(meshes[0].isClosed);
     assert.ok(!JSON.stringify(logger.entries).includes(TOKEN), "the token was logged");
+  });
+
+  it("runs a script on its schedule once the start scripts have ended", async () => {
+    server.manifest.scripts = [script("echo tick", { run_on_start: false, cron: "@every 1s" })];
+    const { done } = start();
+    await server.until(() => server.logLines().includes("tick"));
+    stop.abort();
+    await done;
+  });
+
+  it("offers forwards, speed tests and the list of sessions beside sessions", async () => {
+    const { done } = start({ cli: ["/bin/echo", "the cli:"] });
+    await server.until(() => server.states().includes("ready"));
+    const [mesh] = meshes;
+    assert.deepEqual([...mesh.handlers.keys()].sort(), [
+      "listen",
+      "session",
+      "sessions",
+      "speedtest",
+      "tcp:",
+      "udp:",
+      "unix:",
+    ]);
+    assert.equal((await readAnswer(mesh.open("tcp:", "tcp:[::1"))).status, 5);
+    const listed = mesh.open("sessions", "sessions", Buffer.from('{"v":1,"op":"list"}'));
+    assert.deepEqual((await readAnswer(listed)).text, "[]");
+    const session = mesh.run("coder version");
+    await session.ended;
+    assert.equal(session.stdout().toString(), "the cli: version\n");
+    stop.abort();
+    await done;
   });
 
   for (const [text, limit, state] of [
@@ -218,6 +261,8 @@ describe("agent", () => {
     stop.abort();
     await done;
     assert.equal(server.states().at(-1), "shutdown_error");
+    const message = "the workspace is stopping";
+    assert.deepEqual(await session.ended, { kind: "exitSignal", name: "HUP", coreDumped: false, message });
     assert.throws(() => process.kill(pid, 0));
   });
 

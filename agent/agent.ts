@@ -1,25 +1,33 @@
 import os from "node:os";
 import path from "node:path";
-import type { Duplex } from "node:stream";
 import type { AgentLifecycleState, AgentManifest } from "../control/contract/agent.ts";
 import { SESSION_SERVICE } from "../mesh/wire/channel.ts";
 import { MeshError } from "../mesh/wire/errors.ts";
+import { LISTEN_SERVICE, SESSIONS_SERVICE, SPEEDTEST_SERVICE } from "../mesh/wire/forward.ts";
 import { AgentApi, AgentApiError } from "./api.ts";
+import { installCli } from "./cli.ts";
+import { ForwardService } from "./forward/serve.ts";
 import { LifecycleReporter } from "./lifecycle.ts";
 import { describe, type Logger } from "./logging.ts";
 import { LogQueue } from "./logs.ts";
 import { pause, retry } from "./retry.ts";
-import { binDirOf, runScripts, type ScriptDeps, type ScriptOutcome } from "./scripts.ts";
+import { runSchedules } from "./schedule.ts";
+import { binDirOf, runScript, runScripts, type ScriptDeps, type ScriptOutcome } from "./scripts.ts";
+import { type SessionDirectory, serveSessionList } from "./session-list.ts";
 import {
   type Account,
   baseEnvironment,
   currentAccount,
   type Environment,
   expandedDirectory,
+  expandPath,
   workingDirectory,
 } from "./sessions/environment.ts";
 import { PipePool } from "./sessions/pipes.ts";
+import { preparingShell } from "./sessions/sealed.ts";
 import { SessionService } from "./sessions/serve.ts";
+import { SpeedtestService } from "./speedtest.ts";
+import type { DatagramStream, IncomingStream, Peer } from "./streams.ts";
 
 /** How long a rejected token is tried again: builds that go on after the agent's start take that long. */
 export const TOKEN_PATIENCE_MS = 60 * 60_000;
@@ -32,12 +40,11 @@ const STOP_SCRIPTS_MS = 5 * 60_000;
 const STARTUP_PATIENCE_MS = 30_000;
 const LAST_WORDS_MS = 3_000;
 
-/** A stream as the mesh hands it over: `metadata` is its OPEN frame's. */
-export type IncomingStream = Duplex & { readonly metadata: Uint8Array };
+export type { IncomingStream };
 
-/** The agent's place in the mesh. */
-export interface MeshConnection {
-  listen(service: string, handler: (stream: IncomingStream) => void): void;
+/** The agent's place in the mesh. A service that ends in ":" is a prefix of those it takes. */
+export interface MeshConnection extends SessionDirectory {
+  listen(service: string, handler: (stream: DatagramStream, peer: Peer) => void): void;
   close(): Promise<void> | void;
   /** Resolves when the connection is over for good; it mends what can be mended itself. */
   readonly closed?: Promise<unknown>;
@@ -57,6 +64,8 @@ export interface AgentOptions {
   dataDir?: string;
   /** Where scripts' relative log paths lie. Default: the temporary folder, as in Coder. */
   logDir?: string;
+  /** argv of the `coder` command, to be put on the PATH of sessions. Default: this process, if it is one. */
+  cli?: readonly string[];
   tokenPatienceMs?: number;
   fetch?: typeof fetch;
 }
@@ -110,7 +119,7 @@ export class Agent {
     const workspace = this.#prepare(manifest);
     this.#workspace = workspace;
     this.#signal = signal;
-    const { lifecycle, logs, sessions, pipes } = workspace;
+    const { lifecycle, logs, sessions, forwards, pipes } = workspace;
     lifecycle.report("created");
     const started = this.#start(workspace, signal);
     await this.#serve(workspace, signal);
@@ -118,6 +127,7 @@ export class Agent {
     lifecycle.report("shutting_down");
     const outcome = await this.#runScripts(workspace, "stop", AbortSignal.timeout(STOP_SCRIPTS_MS));
     await sessions.close();
+    forwards.close();
     lifecycle.report(STOP_STATES[outcome]);
     await Promise.all([lifecycle.close(LAST_WORDS_MS), logs.close(LAST_WORDS_MS)]);
     await this.#closeMesh(workspace);
@@ -180,7 +190,12 @@ export class Agent {
     });
     const pipes = new PipePool();
     const cwd = () => workingDirectory(manifest, environment, account.homeDir);
+    const logger = this.#logger;
     void pipes.warm();
+    preparingShell(); // tried once, here and not in somebody's first session
+    installCli(directory, this.#options.cli, logger);
+    const motdFile = () =>
+      manifest.motd_file.trim() === "" ? "" : expandPath(manifest.motd_file, environment, account.homeDir);
     return {
       manifest,
       environment,
@@ -188,9 +203,11 @@ export class Agent {
       cwd,
       dataDir: directory,
       logDir: logDir ?? os.tmpdir(),
-      lifecycle: new LifecycleReporter((report) => this.#api.lifecycle(report), this.#logger),
-      logs: new LogQueue((batch) => this.#api.logs(batch), this.#logger),
-      sessions: new SessionService({ account, environment, directory: cwd, pipes, logger: this.#logger }),
+      lifecycle: new LifecycleReporter((report) => this.#api.lifecycle(report), logger),
+      logs: new LogQueue((batch) => this.#api.logs(batch), logger),
+      sessions: new SessionService({ account, environment, directory: cwd, pipes, logger, motdFile }),
+      forwards: new ForwardService({ logger, resolvePath: (file) => path.resolve(cwd(), file) }),
+      speedtests: new SpeedtestService(),
       mesh: undefined,
     };
   }
@@ -215,27 +232,33 @@ export class Agent {
     }).catch((error: unknown) => this.#logger.warn({ reason: describe(error) }, "startup was refused"));
   }
 
-  /** Announces this agent, then runs the start scripts; sessions don't wait for either. */
+  /** Announces this agent, runs the start scripts, then those on a schedule; sessions wait for none of it. */
   async #start(workspace: Workspace, signal: AbortSignal): Promise<void> {
     const { lifecycle } = workspace;
     await this.#announce(workspace, signal);
     if (signal.aborted) return;
     lifecycle.report("starting");
-    this.#explainCron(workspace);
     const state = START_STATES[await this.#runScripts(workspace, "start", signal)];
     if (state) lifecycle.report(state);
-  }
-
-  #explainCron({ manifest, logs }: Workspace): void {
-    for (const script of manifest.scripts.filter(({ cron }) => cron !== "")) {
-      this.#logger.warn({ script: script.display_name }, "scripts on a schedule are not run by this version");
-      logs.add(script.log_source_id, "warn", "This version does not run scripts on a schedule (cron) yet.");
-    }
+    const deps = this.#scriptDeps(workspace, signal);
+    await runSchedules(workspace.manifest.scripts, {
+      run: (script) => runScript(script, deps),
+      log: deps.log,
+      logger: this.#logger,
+      signal,
+    });
   }
 
   #runScripts(workspace: Workspace, when: "start" | "stop", signal: AbortSignal): Promise<ScriptOutcome> {
-    const { manifest, environment, pipes, cwd, logs, dataDir, logDir } = workspace;
-    const deps: ScriptDeps = {
+    const scripts = workspace.manifest.scripts.filter((script) =>
+      when === "start" ? script.run_on_start : script.run_on_stop,
+    );
+    return runScripts(scripts, this.#scriptDeps(workspace, signal));
+  }
+
+  #scriptDeps(workspace: Workspace, signal: AbortSignal): ScriptDeps {
+    const { environment, pipes, cwd, logs, dataDir, logDir } = workspace;
+    return {
       shell: this.#account.shell,
       homeDir: this.#account.homeDir,
       environment,
@@ -247,10 +270,6 @@ export class Agent {
       log: (sourceId, level, output) => logs.add(sourceId, level, output),
       signal,
     };
-    const scripts = manifest.scripts.filter((script) =>
-      when === "start" ? script.run_on_start : script.run_on_stop,
-    );
-    return runScripts(scripts, deps);
   }
 
   /** Keeps a mesh connection until `signal` aborts. */
@@ -274,7 +293,7 @@ export class Agent {
         return;
       }
       workspace.mesh = mesh;
-      mesh.listen(SESSION_SERVICE, (stream) => void workspace.sessions.handle(stream, stream.metadata));
+      this.#offer(mesh, workspace);
       this.#logger.info({}, "joined the mesh");
       await Promise.race([mesh.closed ?? aborted, aborted]);
       if (signal.aborted) return;
@@ -282,6 +301,19 @@ export class Agent {
       this.#logger.warn({}, "left the mesh, joining again");
       await pause(MIN_RETRY_MS, signal);
     }
+  }
+
+  /** Every service of this agent. */
+  #offer(mesh: MeshConnection, { sessions, forwards, speedtests }: Workspace): void {
+    const serve = (service: string, handler: (stream: DatagramStream, peer: Peer) => Promise<void>) =>
+      mesh.listen(service, (stream, peer) => void handler(stream, peer));
+    serve(SESSION_SERVICE, (stream, peer) => sessions.handle(stream, stream.metadata, peer));
+    serve("tcp:", (stream) => forwards.tcp(stream));
+    serve("unix:", (stream) => forwards.unix(stream));
+    serve("udp:", (stream) => forwards.udp(stream));
+    serve(LISTEN_SERVICE, (stream, peer) => forwards.listen(stream, peer));
+    serve(SPEEDTEST_SERVICE, (stream) => speedtests.handle(stream));
+    serve(SESSIONS_SERVICE, (stream, peer) => serveSessionList(stream, peer, mesh, this.#logger));
   }
 
   async #closeMesh({ mesh }: Workspace): Promise<void> {
@@ -305,5 +337,7 @@ interface Workspace {
   lifecycle: LifecycleReporter;
   logs: LogQueue;
   sessions: SessionService;
+  forwards: ForwardService;
+  speedtests: SpeedtestService;
   mesh: MeshConnection | undefined;
 }

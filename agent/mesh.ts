@@ -21,13 +21,23 @@ export async function connectAgentMesh({
   onAgentId,
 }: AgentMeshOptions): Promise<MeshNode> {
   const { privateKey, nodeKey } = newIdentity();
-  const relay = new RelayClient({ privateKey, accessUrl: url });
-  const coordinator = new CoordinatorClient({
+  let isConnected = false;
+  const relay = new RelayClient({
+    privateKey,
+    accessUrl: url,
+    ticket: () => coordinator.relayTicket,
+    // Peers learn of a new home from the coordinator only.
+    canMoveHome: () => isConnected,
+  });
+  relay.onFallback = (region, reason) => logger.warn({ region, reason }, "using WebSockets to the relay");
+  relay.onHealth = (region, problem) => logger.warn({ region, problem }, "the relay reports");
+  const coordinator: CoordinatorClient = new CoordinatorClient({
     url: `${url}/api/v2/mesh/coordinate`,
     token,
     nodeKey,
     onRelayMap: (map) => relay.setMap(map as unknown as DerpMapLike),
     onState: ({ connected, error }) => {
+      isConnected = connected;
       if (!connected) return logger.warn({ error: error?.message }, "lost the coordinator, reconnecting");
       logger.info({}, "connected to the coordinator");
       if (coordinator.agentId !== undefined) onAgentId?.(coordinator.agentId);

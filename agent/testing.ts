@@ -1,6 +1,8 @@
 import { Duplex } from "node:stream";
 import { ChannelDecoder, type ChannelMessage, encodeMessage } from "../mesh/wire/channel.ts";
+import { type Answer, AnswerDecoder, CallbackMetadata, decodeMetadata } from "../mesh/wire/forward.ts";
 import type { Logger } from "./logging.ts";
+import type { DatagramStream, Peer } from "./streams.ts";
 
 class PairEnd extends Duplex {
   #peer: PairEnd | undefined;
@@ -50,6 +52,90 @@ export function duplexPair(highWaterMark = 64 * 1024): [Duplex, Duplex] {
   a.join(b);
   b.join(a);
   return [a, b];
+}
+
+class ServiceEnd extends PairEnd {
+  readonly service: string;
+  readonly metadata: Uint8Array;
+  onDatagram: ((bytes: Uint8Array) => void) | undefined;
+  other: ServiceEnd | undefined;
+
+  constructor(service: string, metadata: Uint8Array) {
+    super(64 * 1024);
+    this.service = service;
+    this.metadata = metadata;
+  }
+
+  sendDatagram(bytes: Uint8Array): boolean {
+    if (this.destroyed || !this.other || this.other.destroyed) return false;
+    const copy = bytes.slice();
+    setImmediate(() => this.other?.onDatagram?.(copy));
+    return true;
+  }
+}
+
+/** Two ends of a stream to a service, with datagrams. @returns the client's and the agent's */
+export function servicePair(
+  service: string,
+  metadata: Uint8Array = new Uint8Array(),
+): [DatagramStream, DatagramStream] {
+  const [client, agent] = [new ServiceEnd(service, metadata), new ServiceEnd(service, metadata)];
+  for (const [end, other] of [
+    [client, agent],
+    [agent, client],
+  ]) {
+    end.join(other);
+    end.other = other;
+  }
+  return [client, agent];
+}
+
+/** Reads the ANSWER of a stream, and puts what came behind it back. Rejects when the stream ends before it. */
+export function readAnswer(stream: Duplex): Promise<Answer> {
+  const decoder = new AnswerDecoder();
+  return new Promise((resolve, reject) => {
+    const onData = (chunk: Uint8Array) => {
+      const answer = decoder.push(chunk);
+      if (!answer) return;
+      stream.removeListener("data", onData);
+      stream.pause();
+      if (answer.rest.length > 0) stream.unshift(answer.rest);
+      resolve(answer);
+    };
+    stream.on("data", onData);
+    stream.resume();
+    stream.once("error", reject);
+    stream.once("close", () => reject(new Error("closed before an answer")));
+  });
+}
+
+export interface FakePeer extends Peer {
+  /** The client's ends of what was opened. */
+  opened: { stream: Duplex; metadata: CallbackMetadata }[];
+  /** Resolves with the next one. */
+  next(): Promise<{ stream: Duplex; metadata: CallbackMetadata }>;
+}
+
+/** A client that takes every callback. */
+export function fakePeer(userId = "0d3b5d0e-2222-4222-8222-000000000001"): FakePeer {
+  const opened: FakePeer["opened"] = [];
+  const waiting: (() => void)[] = [];
+  let taken = 0;
+  return {
+    nodeKey: "client",
+    grant: { userId, username: "ada" },
+    opened,
+    open(service, metadata) {
+      const [client, agent] = servicePair(service, metadata);
+      opened.push({ stream: client, metadata: decodeMetadata(CallbackMetadata, metadata) });
+      for (const wake of waiting.splice(0)) wake();
+      return agent;
+    },
+    async next() {
+      while (opened.length <= taken) await new Promise<void>((resolve) => waiting.push(resolve));
+      return opened[taken++];
+    },
+  };
 }
 
 export interface LogEntry {

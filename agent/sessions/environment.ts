@@ -33,7 +33,7 @@ const NOT_INHERITED = new Set([
 const NOT_INHERITED_PREFIX = /^(npm_|CODER_PG_|CODER_QUICKSTART_)/;
 const DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
-function isExecutable(file: string): boolean {
+export function isExecutable(file: string): boolean {
   try {
     fs.accessSync(file, fs.constants.X_OK);
     return fs.statSync(file).isFile();
@@ -119,15 +119,21 @@ export function baseEnvironment(options: {
 }
 
 /**
- * A session's environment: the base, what says "remote session" to shells, prompts and bash's ~/.bashrc rule, and
- * what the client asked for. There is no address behind a mesh session, so loopback stands for it.
+ * A session's environment: the base, what says "remote session" to shells, prompts and bash's ~/.bashrc rule, what
+ * the client asked for, and `own`: what belongs to this one session (SSH_AUTH_SOCK, DISPLAY). There is no address
+ * behind a mesh session, so loopback stands for it.
  */
-export function sessionEnvironment(base: Environment, requested: Environment): Environment {
+export function sessionEnvironment(
+  base: Environment,
+  requested: Environment,
+  own: Environment = {},
+): Environment {
   return {
     ...base,
     SSH_CLIENT: "127.0.0.1 0 22",
     SSH_CONNECTION: "127.0.0.1 0 127.0.0.1 22",
     ...requested,
+    ...own,
   };
 }
 

@@ -26,6 +26,8 @@ export interface StdioPipes {
   stdin: net.Socket;
   stdout: net.Socket;
   stderr: net.Socket;
+  /** Descriptors of our ends of stdout and stderr, open as long as these are. */
+  outputFds: [number, number];
 }
 
 async function makePipes(): Promise<number[]> {
@@ -58,47 +60,86 @@ async function makePipes(): Promise<number[]> {
   }
 }
 
+/** What is kept ready: enough for an IDE's burst of commands. */
+const READY_PIPES = 24;
+const SESSION_PIPES = 3;
+/** The stock is filled up when it is calm again: making pipes would slow down the very session that took some. */
+const CALM_MS = 100;
+/** Helpers at once when sessions are waiting. */
+const MAX_HELPERS = 3;
+
 /** Makes real pipes ahead of need. Where that can't be done (no /proc), `take` gives undefined and the caller
- * uses Node's own stdio. Holds at most 2 x PIPES file descriptors. */
+ * uses Node's own stdio. Holds at most READY_PIPES + MAX_HELPERS x PIPES file descriptors. */
 export class PipePool {
   #fds: number[] = [];
-  #refill: Promise<void> | undefined;
+  #waiting: ((gotSome: boolean) => void)[] = [];
+  #everWorked = false;
+  #helpers = 0;
+  #calm: NodeJS.Timeout | undefined;
   #unavailable = process.platform !== "linux";
   #closed = false;
 
   async take(): Promise<StdioPipes | undefined> {
-    while (!this.#unavailable && !this.#closed && this.#fds.length < 3) await this.#fill();
+    while (!this.#unavailable && !this.#closed && this.#fds.length < SESSION_PIPES) {
+      const gotSome = await new Promise<boolean>((resolve) => {
+        this.#waiting.push(resolve);
+        this.#help();
+      });
+      if (!gotSome) return undefined; // no process can be started just now; perhaps the command's own can
+    }
     if (this.#unavailable || this.#closed) return undefined;
-    const pipes = this.#fds.splice(0, 3);
-    if (this.#fds.length < 3) void this.#fill();
+    const pipes = this.#fds.splice(0, SESSION_PIPES);
+    this.#fillWhenCalm();
     return split(pipes);
   }
 
-  /** Makes the first pipes, so that the first session needn't wait for them. */
+  /** Fills the stock, so that the first sessions needn't wait. */
   async warm(): Promise<void> {
-    if (!this.#unavailable && this.#fds.length < 3) await this.#fill();
+    while (!this.#unavailable && !this.#closed && this.#fds.length < READY_PIPES)
+      if (!(await this.#make())) return;
   }
 
   close(): void {
     this.#closed = true;
+    clearTimeout(this.#calm);
     for (const fd of this.#fds.splice(0)) fs.closeSync(fd);
+    this.#wake(false);
   }
 
-  #fill(): Promise<void> {
-    this.#refill ??= makePipes()
-      .then(
-        (fds) => {
-          this.#fds.push(...fds);
-          if (this.#closed) this.close();
-        },
-        () => {
-          this.#unavailable = true;
-        },
-      )
-      .finally(() => {
-        this.#refill = undefined;
-      });
-    return this.#refill;
+  #fillWhenCalm(): void {
+    clearTimeout(this.#calm);
+    if (this.#fds.length > READY_PIPES / 2) return;
+    this.#calm = setTimeout(() => void this.warm(), CALM_MS);
+    this.#calm.unref();
+  }
+
+  /** For those who wait; each helper serves two of them. */
+  #help(): void {
+    while (this.#helpers < MAX_HELPERS && this.#helpers * PIPES < this.#waiting.length * SESSION_PIPES)
+      void this.#make();
+  }
+
+  async #make(): Promise<boolean> {
+    this.#helpers++;
+    let gotSome = false;
+    try {
+      this.#fds.push(...(await makePipes()));
+      gotSome = true;
+      this.#everWorked = true;
+    } catch {
+      this.#unavailable = !this.#everWorked;
+    }
+    this.#helpers--;
+    if (this.#closed) this.close();
+    else this.#wake(gotSome);
+    return gotSome;
+  }
+
+  /** As many as there are pipes for; they take theirs in the same turn or ask again. After a failure all. */
+  #wake(gotSome: boolean): void {
+    const count = gotSome ? Math.floor(this.#fds.length / SESSION_PIPES) : this.#waiting.length;
+    for (const resume of this.#waiting.splice(0, count)) resume(gotSome);
+    this.#help();
   }
 }
 
@@ -130,6 +171,7 @@ function split(pipes: number[]): StdioPipes {
       stdin,
       stdout: new net.Socket({ fd: ours[1], readable: true, writable: false }),
       stderr: new net.Socket({ fd: ours[2], readable: true, writable: false }),
+      outputFds: [ours[1], ours[2]],
     };
   } catch (error) {
     for (const fd of opened) fs.closeSync(fd);

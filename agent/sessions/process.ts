@@ -4,13 +4,20 @@ import { constants } from "node:os";
 import type { Readable, Writable } from "node:stream";
 import type { WindowSize } from "../../mesh/wire/channel.ts";
 import { MeshError } from "../../mesh/wire/errors.ts";
+import { ignoresHangup, onlyDetachedHold, pipeNames } from "./left-behind.ts";
 import type { PipePool } from "./pipes.ts";
-import { sealed } from "./sealed.ts";
+import { sealedStdio } from "./sealed.ts";
 
 /** What waits unwritten for a process before its client is held up. */
 export const INPUT_HIGH_BYTES = 256 * 1024;
 /** How long a process that was hung up on may take to end. */
 export const KILL_AFTER_MS = 5_000;
+/** When what a command left behind is first looked at; then after twice as long each time, up to the second. */
+const FIRST_LOOK_MS = 100;
+const LAST_LOOK_MS = 5_000;
+/** Outputs of detached processes that are read on, so that they don't die of SIGPIPE. Later ones are closed. */
+const MAX_KEPT_OUTPUTS = 256;
+let keptOutputs = 0;
 
 export type ExitResult = { kind: "exited"; status: number } | { kind: "signaled"; name: string };
 
@@ -21,6 +28,8 @@ export interface StartRequest {
   cwd: string;
   /** Default KILL_AFTER_MS. */
   killAfterMs?: number;
+  /** The exit doesn't wait for output held by what was detached on purpose (left-behind.ts), and drops that. */
+  releaseDetached?: boolean;
 }
 
 export interface ProcessEvents {
@@ -73,17 +82,6 @@ export function signalName(number: number): string {
   return found ? found[0].slice(3) : `RT${number}`;
 }
 
-/** Whether a process asked to outlive its terminal, as nohup does. */
-function ignoresHangup(pid: number): boolean {
-  try {
-    const mask =
-      /^SigIgn:\s*([0-9a-f]+)$/m.exec(fs.readFileSync(`/proc/${pid}/status`, "latin1"))?.[1] ?? "0";
-    return (BigInt(`0x${mask}`) & 1n) === 1n; // SIGHUP is signal 1, the lowest bit
-  } catch {
-    return false;
-  }
-}
-
 /**
  * SIGHUP to the group, and SIGKILL when its leader neither ends nor ignores SIGHUP. The ones who ignore it are
  * left alone, as sshd leaves them: that is what nohup is for.
@@ -114,15 +112,16 @@ export function spawned(child: ChildProcess): Promise<number> {
  * @throws {StartError} ERR_START_FAILED
  */
 export async function startPlain(
-  { argv, env, cwd, killAfterMs }: StartRequest,
+  { argv, env, cwd, killAfterMs, releaseDetached }: StartRequest,
   pool: PipePool,
   events: ProcessEvents,
 ): Promise<SessionProcess> {
   const pipes = await pool.take();
   let child: ChildProcess;
   try {
-    const [file, ...args] = sealed(argv);
-    child = spawn(file, args, { env, cwd, detached: true, stdio: pipes?.child ?? "pipe" });
+    const [file, ...args] = argv;
+    const stdio = [...(pipes?.child ?? (["pipe", "pipe", "pipe"] as const)), ...sealedStdio()];
+    child = spawn(file, args, { env, cwd, detached: true, stdio });
   } finally {
     for (const fd of pipes?.child ?? []) fs.closeSync(fd);
   }
@@ -136,9 +135,32 @@ export async function startPlain(
   let killTimer: NodeJS.Timeout | undefined;
   let open = outputs.length;
   let result: ExitResult | undefined;
+  let released = false;
+  let hungUp = false;
+  let paused = false;
+  let quiet = false;
+  const names = pipes && releaseDetached === true ? pipeNames(pipes.outputFds) : undefined;
+  let lookTimer: NodeJS.Timeout | undefined;
   const settle = () => {
+    if (open === 0 && released) keptOutputs--;
     // Like OpenSSH: what the process left behind may still be writing to its output.
-    if (result && open === 0) events.exit(result);
+    if (!result || open > 0 || released) return;
+    clearTimeout(lookTimer);
+    events.exit(result);
+  };
+  const lookAtRest = (afterMs: number) => {
+    lookTimer = setTimeout(() => {
+      if (!result || open === 0) return;
+      // What the leader wrote comes first, however slow the client: only a pipe that stayed silent is empty.
+      const wasQuiet = quiet && !paused;
+      quiet = true;
+      if (!wasQuiet || !names || keptOutputs >= MAX_KEPT_OUTPUTS || !onlyDetachedHold(names, pid))
+        return lookAtRest(Math.min(LAST_LOOK_MS, afterMs * 2));
+      released = true;
+      keptOutputs++;
+      events.exit(result);
+    }, afterMs);
+    lookTimer.unref();
   };
   child.once("exit", (status, signal) => {
     running = false;
@@ -148,6 +170,7 @@ export async function startPlain(
     stdin.destroy();
     events.leaderExit?.(result);
     settle();
+    if (open > 0 && names) lookAtRest(FIRST_LOOK_MS);
   });
   let pid: number;
   try {
@@ -159,7 +182,10 @@ export async function startPlain(
   }
   for (const { kind, stream } of outputs) {
     stream.on("error", () => {}); // 'close' follows
-    stream.on("data", (chunk: Uint8Array) => events.output(kind, chunk));
+    stream.on("data", (chunk: Uint8Array) => {
+      quiet = false;
+      if (!released && !hungUp) events.output(kind, chunk);
+    });
     stream.once("close", () => {
       open--;
       settle();
@@ -174,18 +200,40 @@ export async function startPlain(
       return stdin.writableLength < INPUT_HIGH_BYTES;
     },
     endInput: () => void stdin.end(),
-    pause: () => outputs.forEach(({ stream }) => void stream.pause()),
-    resume: () => outputs.forEach(({ stream }) => void stream.resume()),
+    pause() {
+      if (released || hungUp) return;
+      paused = true;
+      for (const { stream } of outputs) stream.pause();
+    },
+    resume() {
+      paused = false;
+      quiet = false;
+      for (const { stream } of outputs) stream.resume();
+    },
     resize() {}, // there is no window
     signal(name) {
       const signal = signalByName(name);
       if (signal) signalGroup(pid, signal);
     },
     hangUp() {
-      // Without its leader a group is what the session left in the background on purpose.
-      if (running) killTimer ??= hangUpGroup(pid, killAfterMs);
       stdin.destroy();
-      for (const { stream } of outputs) stream.destroy();
+      clearTimeout(lookTimer);
+      if (released || hungUp) return;
+      hungUp = true;
+      const closeOutputs = () => {
+        for (const { stream } of outputs) stream.destroy();
+      };
+      // Without its leader a group is what the session left in the background on purpose.
+      if (!running) return closeOutputs();
+      killTimer = hangUpGroup(pid, killAfterMs);
+      // Who handles SIGHUP may still print (a shell says "Hangup" of its child): on a closed pipe that would end it
+      // before it is done. So its output is read on, and dropped.
+      for (const { stream } of outputs) stream.resume();
+      const timer = setTimeout(closeOutputs, killAfterMs ?? KILL_AFTER_MS);
+      child.once("exit", () => {
+        clearTimeout(timer);
+        closeOutputs();
+      });
     },
   };
 }

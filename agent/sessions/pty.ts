@@ -1,6 +1,9 @@
 import fs from "node:fs";
 import type { Socket } from "node:net";
 import type { PtyRequest } from "../../mesh/wire/channel.ts";
+import { isExecutable } from "./environment.ts";
+import { statFields } from "./left-behind.ts";
+import { sttyCalls } from "./modes.ts";
 import {
   type ExitResult,
   hangUpGroup,
@@ -13,7 +16,7 @@ import {
   signalGroup,
   signalName,
 } from "./process.ts";
-import { sealed, terminalClosed, terminalOpened } from "./sealed.ts";
+import { closeTerminals, preparingShell, terminalClosed, terminalOpened } from "./sealed.ts";
 
 // node-pty gives us a terminal, and six traps (all tried with 1.1.0 on Linux; each has a test):
 // 1. 200 ms after the exit it destroys its socket, read or not; and EIO, which is how Linux reports the end,
@@ -25,7 +28,7 @@ import { sealed, terminalClosed, terminalOpened } from "./sealed.ts";
 // 3. Its write() goes through a socket libuv deems blocking: a program that does not read its terminal would
 //    freeze the whole agent in a busy loop. So we write to the descriptor ourselves and retry on EAGAIN.
 // 4. The master descriptor is inherited by every later child, which could then read and type in this session, and
-//    keeps the terminal from hanging up. So later children are started through `sealed` (sealed.ts).
+//    keeps the terminal from hanging up. sealed.ts tells what later children get instead.
 // 5. Its kill() reaches only the leader. So signals go to the group.
 // 6. Only with encoding "utf8" does it set IUTF8, without which the kernel's line editing erases single bytes of a
 //    character; but then its socket reads text, which tears what is no UTF-8. So the socket is switched to latin1,
@@ -55,6 +58,34 @@ function isUnixTerminal(value: object): value is UnixTerminal {
 }
 
 /**
+ * argv for a new terminal: a shell that closes the other terminals, sets the client's modes and SSH_TTY, and becomes
+ * the program. Costs 2 ms. Words reach it as arguments, never as part of the script.
+ */
+export function preparedCommand(
+  argv: readonly [string, ...string[]],
+  modes: Record<string, number> | undefined,
+): readonly [string, ...string[]] {
+  const { shell, sealing } = preparingShell();
+  const calls = sttyCalls(modes).filter((call) => call.length > 0);
+  const words = calls.flat();
+  let first = 1;
+  const stty = calls.map((call) => {
+    const places = call.map((_, i) => `"\${${first + i}}"`).join(" ");
+    first += call.length;
+    return `stty ${places} 2>/dev/null; `;
+  });
+  const script = [
+    sealing ? closeTerminals() : "",
+    ...stty,
+    "SSH_TTY=$(tty) && export SSH_TTY; ",
+    `shift ${words.length}; exec "$@"`,
+  ].join("");
+  // bash: --norc and -p, since the user's own bash reads its files, this one must not.
+  const quiet = shell.endsWith("bash") ? ["--norc", "--noprofile", "-p"] : [];
+  return [shell, ...quiet, "-c", script, shell, ...words, ...argv];
+}
+
+/**
  * Starts a process as the leader of its own session on a new terminal.
  *
  * @throws {StartError} ERR_START_FAILED
@@ -64,7 +95,10 @@ export async function startPty(
   request: PtyRequest,
   events: ProcessEvents,
 ): Promise<SessionProcess> {
-  const [file, ...args] = sealed(argv);
+  // Only the preparing shell would notice, with an exit status for an error.
+  if (argv[0].includes("/") && !isExecutable(argv[0]))
+    throw new StartError(`the workspace could not start the process: ENOENT ${argv[0]}`);
+  const [file, ...args] = preparedCommand(argv, request.modes);
   let terminal: UnixTerminal;
   try {
     const nodePty = await import("@lydell/node-pty");
@@ -120,7 +154,7 @@ class PtyProcess implements SessionProcess {
     this.#events = events;
     const socket = terminal._socket;
     this.#socket = socket;
-    terminalOpened();
+    terminalOpened(terminal.fd);
     this.#destroySocket = socket.destroy.bind(socket, undefined);
     // Trap 1. With an error: the read side ended (EIO). Without: node-pty's timer, 200 ms after the exit.
     socket.destroy = (error?: Error) => {
@@ -175,7 +209,10 @@ class PtyProcess implements SessionProcess {
 
   signal(name: string): void {
     const signal = signalByName(name);
-    if (signal && this.#running) signalGroup(this.pid, signal);
+    if (!signal || !this.#running) return;
+    // The job in the foreground, which has a group of its own (tpgid of proc(5)); the shell's when there is none.
+    const foreground = Number(statFields(this.pid)?.[5]);
+    if (!(foreground > 1 && signalGroup(foreground, signal))) signalGroup(this.pid, signal);
   }
 
   hangUp(): void {
@@ -189,7 +226,7 @@ class PtyProcess implements SessionProcess {
   #close(): void {
     if (this.#closed) return;
     this.#closed = true;
-    terminalClosed();
+    terminalClosed(this.#terminal.fd);
     clearInterval(this.#drainTimer);
     clearTimeout(this.#retryTimer);
     clearTimeout(this.#restTimer);

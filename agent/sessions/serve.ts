@@ -11,7 +11,10 @@ import {
 } from "../../mesh/wire/channel.ts";
 import { MeshError, WireError } from "../../mesh/wire/errors.ts";
 import { describe, type Logger } from "../logging.ts";
+import { lastWords, type Peer } from "../streams.ts";
+import { type Doors, openDoors } from "./doors.ts";
 import { type Account, type Environment, sessionEnvironment } from "./environment.ts";
+import { messageOfTheDay } from "./motd.ts";
 import type { PipePool } from "./pipes.ts";
 import {
   type ExitResult,
@@ -29,6 +32,11 @@ export const COMMAND_TIMEOUT_MS = 10_000;
 /** A client that got everything but never ends its side is cut off after this. */
 export const LINGER_MS = 10 * 60_000;
 const REAP_MS = 500;
+/** How long a client may take to read why its session is ended by us. */
+const GOODBYE_MS = 500;
+const STOPPING = "the workspace is stopping";
+/** The one subsystem there is. */
+const SFTP = "sftp";
 /** Below this one small write beats two: an echoed key is one packet and one copy of a few bytes. */
 const COPY_BELOW_BYTES = 2_048;
 
@@ -39,6 +47,8 @@ export interface SessionDeps {
   directory(): string;
   pipes: PipePool;
   logger: Logger;
+  /** Path of the message of the day; "" or undefined for none. */
+  motdFile?(): string;
   commandTimeoutMs?: number;
   killAfterMs?: number;
 }
@@ -67,13 +77,20 @@ function loginCommand(header: SessionHeader, shell: string): readonly [string, .
  * Serves one session on its stream, from the process's start until both directions and the process have ended.
  * Never rejects: what goes wrong is told to the client, and the stream is reset when it broke the protocol.
  */
-export async function serveSession(stream: Duplex, header: SessionHeader, deps: SessionDeps): Promise<void> {
-  await new Channel(stream, header, deps).run();
+export async function serveSession(
+  stream: Duplex,
+  header: SessionHeader,
+  deps: SessionDeps,
+  peer?: Pick<Peer, "open">,
+): Promise<void> {
+  await new Channel(stream, header, deps, peer).run();
 }
 
 class Channel {
   readonly #stream: Duplex;
   readonly #deps: SessionDeps;
+  readonly #peer: Pick<Peer, "open"> | undefined;
+  #doors: Doors | undefined;
   readonly #decoder = new ChannelDecoder();
   readonly #closed: Promise<void>;
   readonly #ended: Promise<void>;
@@ -85,8 +102,14 @@ class Channel {
   #early: ChannelMessage[] = [];
   #onCommand: ((command: string) => void) | undefined;
 
-  constructor(stream: Duplex, header: SessionHeader, deps: SessionDeps) {
+  constructor(
+    stream: Duplex,
+    header: SessionHeader,
+    deps: SessionDeps,
+    peer: Pick<Peer, "open"> | undefined,
+  ) {
     this.#stream = stream;
+    this.#peer = peer;
     this.#header = header;
     this.#deps = deps;
     this.#closed = new Promise((resolve) => {
@@ -112,7 +135,24 @@ class Channel {
       this.#refuse(error);
     }
     await this.#closed;
+    this.#doors?.close();
     if (this.#process) await this.#processEnd();
+  }
+
+  /** Ends the session from our side: the process is hung up on, and the client told why. */
+  stop(reason: string): void {
+    const stream = this.#stream;
+    if (stream.destroyed) return;
+    if (this.#finished) return void stream.destroy();
+    this.#finished = true;
+    this.#process?.hangUp();
+    const last: ChannelMessage = this.#process
+      ? { kind: "exitSignal", name: "HUP", coreDumped: false, message: reason }
+      : { kind: "openFailed", reason: OPEN_FAILED_REASONS.resourceShortage, message: reason };
+    stream.end(encodeMessage(last));
+    stream.resume();
+    const timer = setTimeout(() => stream.destroy(), GOODBYE_MS);
+    void this.#closed.then(() => clearTimeout(timer));
   }
 
   /** A process that was hung up on may take its time, and one that ignores SIGHUP as nohup does may stay. */
@@ -152,41 +192,58 @@ class Channel {
   }
 
   async #start(): Promise<void> {
-    const { account, environment, directory, pipes } = this.#deps;
-    const header = this.#header;
-    if (header.kind === "subsystem")
-      throw new HeaderError(
-        OPEN_FAILED_REASONS.unknownKind,
-        `this agent has no subsystem "${header.subsystem}"; copy files with tar over \`coder ssh\` for now`,
-      );
-    const request = {
-      argv: loginCommand(header, account.shell),
-      env: sessionEnvironment(environment, header.env),
-      cwd: directory(),
-      killAfterMs: this.#deps.killAfterMs,
-    };
     const stream = this.#stream;
     let opened = false;
+    const open = () => {
+      if (!opened && stream.writable) stream.write(encodeMessage({ kind: "openOk" }));
+      opened = true;
+    };
     const events: ProcessEvents = {
       output: (kind, chunk) => {
-        if (!stream.writable) return;
-        if (!opened) stream.write(encodeMessage({ kind: "openOk" }));
-        opened = true;
+        if (!stream.writable || this.#finished) return;
+        open();
         if (!writeOutput(stream, kind, chunk)) this.#process?.pause();
       },
       drain: () => void stream.resume(),
       exit: (result) => this.#onExit(result),
     };
     stream.on("drain", () => this.#process?.resume());
-    const started = header.pty
-      ? await startPty(request, header.pty, events)
-      : await startPlain(request, pipes, events);
+    const started = await this.#startProcess(events);
     this.#process = started;
-    if (stream.destroyed) return started.hangUp();
-    if (!opened) stream.write(encodeMessage({ kind: "openOk" }));
-    opened = true;
+    if (stream.destroyed || this.#finished) return started.hangUp();
+    open();
+    // What came before there was a process to hold up.
+    if (stream.writableNeedDrain) started.pause();
     for (const message of this.#early.splice(0)) this.#onMessage(message);
     stream.resume();
+  }
+
+  async #startProcess(events: ProcessEvents): Promise<SessionProcess> {
+    const { account, environment, directory, pipes, logger, killAfterMs, motdFile } = this.#deps;
+    const header = this.#header;
+    if (header.kind === "subsystem") {
+      if (header.subsystem !== SFTP)
+        throw new HeaderError(
+          OPEN_FAILED_REASONS.unknownKind,
+          `this workspace has no subsystem "${header.subsystem}"; it has "${SFTP}"`,
+        );
+      const { startSftp } = await import("../sftp/server.ts");
+      return startSftp({ directory: directory(), home: account.homeDir, logger }, events);
+    }
+    const doors = await openDoors(header, this.#peer, logger);
+    this.#doors = doors;
+    if (this.#stream.destroyed) doors.close();
+    const request = {
+      argv: loginCommand(header, account.shell),
+      env: sessionEnvironment(environment, header.env, doors.env),
+      cwd: directory(),
+      killAfterMs,
+      releaseDetached: true,
+    };
+    if (!header.pty) return startPlain(request, pipes, events);
+    const motd = header.kind === "shell" ? messageOfTheDay(motdFile?.() ?? "", account.homeDir) : undefined;
+    if (motd) events.output("data", motd);
+    return startPty(request, header.pty, events);
   }
 
   #onChunk(chunk: Uint8Array): void {
@@ -222,7 +279,7 @@ class Channel {
       case "signal":
         return started.signal(message.name);
       case "break":
-        return; // only a serial line has one
+        return; // only a serial line has one; TCSBRK does nothing to a pseudo-terminal
       default:
         throw new WireError("ERR_UNEXPECTED_FRAME", `a client must not send ${message.kind}`);
     }
@@ -240,6 +297,7 @@ class Channel {
 
   #onExit(result: ExitResult): void {
     this.#markEnded();
+    if (this.#finished) return; // stopped: all was said
     this.#finish(exitMessage(result));
   }
 
@@ -278,7 +336,7 @@ class Channel {
 export class SessionService {
   readonly #deps: SessionDeps;
   readonly #maxSessions: number;
-  readonly #sessions = new Map<Duplex, Promise<void>>();
+  readonly #sessions = new Map<Channel, Promise<void>>();
   #closing = false;
 
   constructor(deps: SessionDeps, maxSessions = MAX_SESSIONS) {
@@ -290,11 +348,14 @@ export class SessionService {
     return this.#sessions.size;
   }
 
-  /** Serves a stream opened to SESSION_SERVICE; `metadata`: its OPEN frame's. Never rejects. */
-  async handle(stream: Duplex, metadata: Uint8Array): Promise<void> {
+  /**
+   * Serves a stream opened to SESSION_SERVICE; `metadata`: its OPEN frame's; without `peer` neither SSH agent nor X11
+   * is forwarded. Never rejects.
+   */
+  async handle(stream: Duplex, metadata: Uint8Array, peer?: Pick<Peer, "open">): Promise<void> {
     if (this.#closing || this.#sessions.size >= this.#maxSessions) {
       const message = this.#closing
-        ? "the workspace is stopping"
+        ? STOPPING
         : `the workspace already has ${this.#maxSessions} sessions; end one and try again`;
       return refuse(stream, OPEN_FAILED_REASONS.resourceShortage, message);
     }
@@ -307,29 +368,21 @@ export class SessionService {
     }
     const startedAt = performance.now();
     this.#deps.logger.info({ kind: header.kind, pty: header.pty !== undefined }, "session started");
-    const session = serveSession(stream, header, this.#deps);
-    this.#sessions.set(stream, session);
+    const channel = new Channel(stream, header, this.#deps, peer);
+    const session = channel.run();
+    this.#sessions.set(channel, session);
     await session;
-    this.#sessions.delete(stream);
+    this.#sessions.delete(channel);
     this.#deps.logger.info({ durationMs: Math.round(performance.now() - startedAt) }, "session ended");
   }
 
   /** Hangs up on every session, refuses new ones, and waits (bounded) for the processes to end. */
   async close(): Promise<void> {
     this.#closing = true;
-    for (const stream of this.#sessions.keys()) stream.destroy(new Error("the workspace is stopping"));
+    for (const channel of this.#sessions.keys()) channel.stop(STOPPING);
     await Promise.all(this.#sessions.values());
   }
 }
 
-async function refuse(stream: Duplex, reason: number, message: string): Promise<void> {
-  if (stream.destroyed) return;
-  const closed = new Promise<void>((resolve) => stream.once("close", () => resolve()));
-  stream.on("error", () => {}); // reset meanwhile
-  stream.end(encodeMessage({ kind: "openFailed", reason, message }));
-  stream.resume();
-  const timer = setTimeout(() => stream.destroy(), COMMAND_TIMEOUT_MS);
-  timer.unref();
-  await closed;
-  clearTimeout(timer);
-}
+const refuse = (stream: Duplex, reason: number, message: string): Promise<void> =>
+  lastWords(stream, encodeMessage({ kind: "openFailed", reason, message }));
