@@ -54,16 +54,27 @@ export async function runningWorkspace(
 
 const IN_PROGRESS = new Set(["created", "starting"]);
 
+/** What is asked of an agent to know whether its startup scripts hold a login up. */
+export type StartingAgent = Pick<WorkspaceAgent, "id"> & {
+  lifecycle_state: string;
+  startup_script_behavior: string;
+};
+
+/** Whether a login in this mode has to wait for startup scripts. */
+export function isStarting(agent: StartingAgent, mode: WaitMode): boolean {
+  const blocks = mode === "yes" || (mode === "auto" && agent.startup_script_behavior === "blocking");
+  return blocks && IN_PROGRESS.has(agent.lifecycle_state);
+}
+
 /** Waits for startup scripts that block login (or for all, with "yes"), showing their output meanwhile. */
 export async function waitForStartup(
   api: ApiClient,
-  agent: WorkspaceAgent,
+  agent: StartingAgent,
   mode: WaitMode,
   signal?: AbortSignal,
 ): Promise<void> {
-  const blocks = mode === "yes" || (mode === "auto" && agent.startup_script_behavior === "blocking");
   let current = agent;
-  if (blocks && IN_PROGRESS.has(current.lifecycle_state)) {
+  if (isStarting(current, mode)) {
     say("==> Waiting for the startup scripts (skip with --wait=no)");
     const over = new AbortController();
     const logs = followAgentLogs(api, agent.id, ({ output }) => say(`    ${output}`), over.signal);

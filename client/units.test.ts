@@ -6,14 +6,14 @@ import { Writable } from "node:stream";
 import fc from "fast-check";
 import { extract } from "tar-stream";
 import { packDirectory } from "./archive.ts";
-import { parseDurationMs } from "./commands/ping.ts";
 import { parseAddress } from "./commands/server.ts";
 import { configDir, forgetSession, parseServerUrl, readLogin, writeLogin } from "./config.ts";
+import { durationMsIn, formatDuration, parseDurationMs } from "./duration.ts";
 import { ApiError, CliError, reportError } from "./errors.ts";
 import { formatAge, formatTable } from "./output.ts";
 import { Presses } from "./presses.ts";
 import { printable } from "./text.ts";
-import { chooseAgent, collectParameters, parseWorkspaceName } from "./workspace.ts";
+import { chooseAgent, collectParameters, parseWorkspaceName, workspaceOfHost } from "./workspace.ts";
 
 const codeOf = (act: () => unknown): string => {
   try {
@@ -58,11 +58,26 @@ describe("command line", () => {
     ["alice--dev", { owner: "alice", name: "dev", agent: undefined }],
     ["dev.main", { owner: "me", name: "dev", agent: "main" }],
     ["alice/dev.main", { owner: "alice", name: "dev", agent: "main" }],
+    ["alice/dev--main", { owner: "alice", name: "dev", agent: "main" }],
+    ["alice--dev--main", { owner: "alice", name: "dev", agent: "main" }],
+    ["alice--dev.main", { owner: "alice", name: "dev", agent: "main" }],
   ] as const)
     it(`reads the workspace name ${text}`, () => assert.deepEqual(parseWorkspaceName(text), expected));
 
   it("refuses names that name nothing", () => {
-    for (const text of ["", "/", "alice/", "/dev", ".main", "dev.", "a/b/c", "a--b--c", "dev.main.x"])
+    for (const text of [
+      "",
+      "/",
+      "alice/",
+      "/dev",
+      ".main",
+      "dev.",
+      "a/b/c",
+      "a.b/c",
+      "a--b/c",
+      "a.b.c.d",
+      "--",
+    ])
       assert.equal(
         codeOf(() => parseWorkspaceName(text)),
         "ERR_BAD_NAME",
@@ -88,13 +103,37 @@ describe("command line", () => {
   });
 
   it("reads durations as Go writes them, and nothing else", () => {
-    assert.deepEqual(["200ms", "5s", "1.5m", "2h"].map(parseDurationMs), [200, 5_000, 90_000, 7_200_000]);
-    for (const text of ["5", "s", "-1s", "1d", ""])
+    assert.deepEqual(
+      ["200ms", "5s", "1.5m", "2h", "1h30m", "0s"].map(parseDurationMs),
+      [200, 5_000, 90_000, 7_200_000, 5_400_000, 0],
+    );
+    for (const text of ["5", "s", "-1s", "1d", "", "1h 30m", "1s!"])
       assert.equal(
         codeOf(() => parseDurationMs(text)),
         "ERR_BAD_DURATION",
       );
   });
+
+  it("a duration out of range says the range", () => {
+    assert.equal(durationMsIn("10s", "--x", 1_000, 60_000), 10_000);
+    assert.throws(() => durationMsIn("2m", "--x", 1_000, 60_000), {
+      code: "ERR_BAD_DURATION",
+      message: "--x 2m is out of range",
+      hint: "It goes from 1s to 1m.",
+    });
+    assert.deepEqual([1, 1_000, 90_000, 86_400_000].map(formatDuration), ["1ms", "1s", "90s", "24h"]);
+  });
+
+  for (const [host, affix, workspace] of [
+    ["coder.dev", { prefix: "coder." }, "dev"],
+    ["coder.alice--dev.main", { prefix: "coder." }, "alice--dev.main"],
+    ["dev.coder", { suffix: "coder" }, "dev"],
+    ["main.dev.alice.coder", { prefix: "coder.", suffix: ".coder" }, "alice/dev.main"],
+    ["dev", { prefix: "coder.", suffix: "coder" }, "dev"],
+    ["coder.", { prefix: "coder." }, "coder."],
+  ] as const)
+    it(`the host ${host} stands for the workspace ${workspace}`, () =>
+      assert.equal(workspaceOfHost(host, affix), workspace));
 
   it("keeps what follows the first equals sign of a parameter", () => {
     assert.deepEqual(collectParameters(["a=1", "b=x=y", "c="]), [

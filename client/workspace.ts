@@ -12,16 +12,51 @@ import { waitForJob } from "./logs.ts";
 import { say } from "./output.ts";
 import { onPresses } from "./presses.ts";
 
-/** Splits "owner/name", "owner--name" or "name", each with an optional ".agent" behind. */
-export function parseWorkspaceName(text: string): { owner: string; name: string; agent: string | undefined } {
-  const [path, agent, ...afterAgent] = text.split(".");
-  const [first, second, ...afterName] = path.split(path.includes("/") ? "/" : "--");
-  const [owner, name] = second === undefined ? ["me", first] : [first, second];
-  if (!name || !owner || agent === "" || afterAgent.length + afterName.length > 0)
-    throw new CliError("ERR_BAD_NAME", `"${text}" names no workspace`, {
-      hint: "Write it as `name` or `owner/name`, with `.agent` behind it if it has several.",
-    });
-  return { owner, name, agent };
+export interface WorkspaceName {
+  /** "me": whoever asks. */
+  owner: string;
+  name: string;
+  agent: string | undefined;
+}
+
+const OWNER_FIRST = new Set(["/--", "/.", "----", "--."]);
+
+/**
+ * Splits "name", "owner/name" or "owner--name", each with ".agent" or "--agent" behind.
+ *
+ * @throws {CliError} ERR_BAD_NAME
+ */
+export function parseWorkspaceName(text: string): WorkspaceName {
+  const parts = text.split(/\/|--|\./);
+  const separators = (text.match(/\/|--|\./g) ?? []).join("");
+  const [a, b, c] = parts;
+  if (!parts.includes("")) {
+    if (parts.length === 1) return { owner: "me", name: a, agent: undefined };
+    if (parts.length === 2)
+      return separators === "."
+        ? { owner: "me", name: a, agent: b }
+        : { owner: a, name: b, agent: undefined };
+    if (parts.length === 3 && OWNER_FIRST.has(separators)) return { owner: a, name: b, agent: c };
+  }
+  throw new CliError("ERR_BAD_NAME", `"${text}" names no workspace`, {
+    hint: "Write it as `name` or `owner/name`, with `.agent` behind it if it has several.",
+  });
+}
+
+/**
+ * The workspace that an ssh host name stands for: "coder.dev" with prefix "coder.", "dev.coder" or "agent.dev.owner.coder"
+ * with suffix "coder". A name that has neither stands for itself.
+ */
+export function workspaceOfHost(host: string, affix: { prefix?: string; suffix?: string }): string {
+  const { prefix } = affix;
+  const suffix = affix.suffix ? `.${affix.suffix.replace(/^\.+/, "")}` : undefined;
+  if (suffix && host.length > suffix.length && host.endsWith(suffix)) {
+    const labels = host.slice(0, -suffix.length).split(".");
+    // As in the domain name system: the widest comes last.
+    return labels.length === 3 ? `${labels[2]}/${labels[1]}.${labels[0]}` : labels.join(".");
+  }
+  if (prefix && host.length > prefix.length && host.startsWith(prefix)) return host.slice(prefix.length);
+  return host;
 }
 
 /** @throws {CliError} ERR_WORKSPACE_NOT_FOUND */

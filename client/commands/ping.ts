@@ -1,9 +1,12 @@
 import type { Command } from "commander";
-import { connectToAgent, startMesh } from "../connect.ts";
 import { apiOf } from "../context.ts";
+import { durationMsIn, pause } from "../duration.ts";
 import { CliError, EXIT } from "../errors.ts";
 import { outputOption, printJson } from "../output.ts";
-import { runningWorkspace } from "../ready.ts";
+import { formatReply, formatSummary, type Reply, summarize, WHY_RELAYED } from "../pings.ts";
+import { onPresses } from "../presses.ts";
+import { reachWorkspace, startMeshFor } from "../reach.ts";
+import { printable } from "../text.ts";
 
 interface PingOptions {
   num: string;
@@ -12,84 +15,85 @@ interface PingOptions {
   output: string;
 }
 
-/** "5s", "200ms", "1m" in ms. @throws {CliError} ERR_BAD_DURATION */
-export function parseDurationMs(text: string): number {
-  const match = /^(\d+(?:\.\d+)?)(ms|s|m|h)$/.exec(text);
-  if (!match)
-    throw new CliError("ERR_BAD_DURATION", `"${text}" is no duration`, {
-      hint: "Write it as 200ms, 5s or 1m.",
-    });
-  return Number(match[1]) * { ms: 1, s: 1000, m: 60_000, h: 3_600_000 }[match[2] as "ms" | "s" | "m" | "h"];
-}
+const MAX_COUNT = 1_000_000;
 
 export function register(program: Command): void {
   program
     .command("ping")
     .argument("<workspace>", "name, or owner/name")
     .description("Measure the round trip to a workspace, and show the path it takes")
-    .option("-n, --num <count>", "how many replies to wait for; 0 = until interrupted", "10")
+    .option("-n, --num <count>", "how many to send; 0 = until interrupted", "10")
     .option("-t, --timeout <duration>", "wait this long for each", "5s")
     .option("--wait <duration>", "between two", "1s")
     .addOption(outputOption("text", "json"))
+    .addHelpText(
+      "after",
+      `
+Examples:
+  coder ping dev
+  coder ping dev -n 100 --wait 100ms
+  coder ping dev -n 3 -o json
+
+The exit code is 0 when there was an answer, 1 when there was none.`,
+    )
     .action(async (workspace: string, options: PingOptions, command: Command) => {
       process.exitCode = await ping(workspace, options, command);
     });
 }
 
-async function ping(name: string, options: PingOptions, command: Command): Promise<number> {
+async function ping(text: string, options: PingOptions, command: Command): Promise<number> {
   const count = Number(options.num);
-  if (!Number.isInteger(count) || count < 0)
+  if (!/^\d+$/.test(options.num) || count > MAX_COUNT)
     throw new CliError("ERR_BAD_COUNT", `"${options.num}" is no count`, { hint: "Write --num 5" });
-  const timeoutMs = parseDurationMs(options.timeout);
-  const waitMs = parseDurationMs(options.wait);
+  const timeoutMs = durationMsIn(options.timeout, "--timeout", 1, 600_000);
+  const waitMs = durationMsIn(options.wait, "--wait", 0, 3_600_000);
+  const isText = options.output === "text";
   const api = apiOf(command);
-  const mesh = startMesh(api);
+  const mesh = startMeshFor(api, text);
   const interrupted = new AbortController();
-  const onSignal = () => interrupted.abort();
-  process.once("SIGINT", onSignal);
-  const replies: { rtt_ms: number; path: string; region: number }[] = [];
+  const release = onPresses(["SIGINT", "SIGTERM"], () => interrupted.abort(new Error("interrupted")));
+  const replies: Reply[] = [];
   let lost = 0;
   try {
-    const { workspace, agent } = await runningWorkspace(api, name, { autostart: false });
-    const connection = await connectToAgent(mesh, { agentId: agent.id, what: `workspace ${workspace.name}` });
-    for (let i = 0; (count === 0 || i < count) && !interrupted.signal.aborted; i++) {
+    const { name, connection } = await reachWorkspace(api, mesh, text, {
+      autostart: false,
+      signal: interrupted.signal,
+    });
+    for (let i = 0; count === 0 || i < count; i++) {
       if (i > 0) await pause(waitMs, interrupted.signal);
       if (interrupted.signal.aborted) break;
       try {
-        const reply = await connection.ping(timeoutMs);
-        replies.push({ rtt_ms: Number(reply.rttMs.toFixed(3)), path: reply.path, region: reply.region });
-        if (options.output === "text")
-          process.stdout.write(
-            `pong from ${workspace.name} ${reply.via} in ${reply.rttMs.toFixed(2)} ms (${i + 1}${count ? `/${count}` : ""})\n`,
-          );
+        const reply = await untilAborted(connection.ping(timeoutMs), interrupted.signal);
+        if (!reply) break;
+        replies.push(reply);
+        if (isText) process.stdout.write(`${printable(formatReply(name, reply, i + 1, count))}\n`);
       } catch (error) {
         lost++;
-        if (options.output === "text") process.stdout.write(`no reply: ${(error as Error).message}\n`);
+        if (isText) process.stdout.write(`no reply: ${printable((error as Error).message)}\n`);
       }
     }
+  } catch (error) {
+    if (interrupted.signal.aborted) return EXIT.interrupted;
+    throw error;
   } finally {
-    process.off("SIGINT", onSignal);
+    release();
     await mesh.close();
     api.close();
   }
-  if (options.output === "json") printJson({ replies, lost });
-  else if (replies.length > 0) {
-    const sorted = replies.map(({ rtt_ms }) => rtt_ms).sort((a, b) => a - b);
-    process.stdout.write(
-      `${replies.length} replies, ${lost} lost; round trip min ${sorted[0]} / median ${sorted[sorted.length >> 1]} / max ${sorted.at(-1)} ms\n`,
-    );
-  }
+  const summary = summarize(replies, lost);
+  if (!isText)
+    printJson({
+      replies: replies.map(({ rttMs, path, region }) => ({ rtt_ms: Number(rttMs.toFixed(3)), path, region })),
+      ...summary,
+    });
+  else process.stdout.write(`${formatSummary(summary)}${replies.length > 0 ? `${WHY_RELAYED}\n` : ""}`);
   return replies.length > 0 ? 0 : EXIT.failure;
 }
 
-function pause(ms: number, signal: AbortSignal): Promise<void> {
-  return new Promise((resolve) => {
-    const finish = () => {
-      clearTimeout(timer);
-      signal.removeEventListener("abort", finish);
-      resolve();
-    };
-    const timer = setTimeout(finish, ms);
-    signal.addEventListener("abort", finish, { once: true });
+function untilAborted<T>(work: Promise<T>, signal: AbortSignal): Promise<T | undefined> {
+  return new Promise((resolve, reject) => {
+    const onAbort = () => resolve(undefined);
+    signal.addEventListener("abort", onAbort, { once: true });
+    work.then(resolve, reject).finally(() => signal.removeEventListener("abort", onAbort));
   });
 }

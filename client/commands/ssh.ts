@@ -1,20 +1,13 @@
 import type { Command } from "commander";
 import { Option } from "commander";
-import type { WorkspaceAgent } from "../../control/contract/index.ts";
-import { type AgentConnection, connectToAgent, type Mesh, startMesh } from "../connect.ts";
-import { apiOf } from "../context.ts";
+import { contextOf } from "../context.ts";
 import { CliError, EXIT, reportError } from "../errors.ts";
-import { runningWorkspace, type WaitMode, waitForStartup } from "../ready.ts";
-import { runInteractive } from "../session/interactive.ts";
-import { endOnSignals } from "../session/signals.ts";
+import { planSsh, type SshFlags } from "../session/options.ts";
+import { runSsh } from "../session/ssh.ts";
+import { workspaceOfHost } from "../workspace.ts";
 
-interface SshOptions {
-  wait: WaitMode;
-  disableAutostart?: boolean;
-  env: string[];
-  forceTty?: boolean;
-  disableTty?: boolean;
-}
+const collect = (value: string, all: string[]) => [...all, value];
+const hidden = (flags: string, description: string) => new Option(flags, description).hideHelp();
 
 export function register(program: Command): void {
   program
@@ -28,15 +21,59 @@ export function register(program: Command): void {
         .default("auto")
         .env("CODER_SSH_WAIT"),
     )
+    .addOption(hidden("--no-wait", "the same as --wait=no"))
     .option("--disable-autostart", "don't start a stopped workspace (CODER_SSH_DISABLE_AUTOSTART)")
-    .option(
-      "-e, --env <name=value>",
-      "set a variable in the session (repeatable)",
-      (value: string, all: string[]) => [...all, value],
-      [],
-    )
+    .option("-e, --env <name=value>", "set a variable in the session (repeatable)", collect, [])
     .option("-t, --force-tty", "give the command a terminal")
     .option("-T, --disable-tty", "give the shell none")
+    .option("-A, --forward-agent", "let ssh in the workspace use your SSH agent (CODER_SSH_FORWARD_AGENT)")
+    .addOption(
+      new Option("--identity-agent <socket>", "the SSH agent to forward, instead of SSH_AUTH_SOCK's").env(
+        "CODER_SSH_IDENTITY_AGENT",
+      ),
+    )
+    .option(
+      "-L, --local-forward <spec>",
+      "[bind:]port:host:hostport from here, as ssh (repeatable)",
+      collect,
+      [],
+    )
+    .option(
+      "-R, --remote-forward <spec>",
+      "[bind:]port:host:hostport from the workspace, or sockets' paths, as ssh (repeatable)",
+      collect,
+      [],
+    )
+    .option("-N, --no-command", "only forward; no shell, no command")
+    .option("-X, --forward-x11", "let programs there open restricted windows on your X display")
+    .option("-Y, --forward-x11-trusted", "let them do there what local programs may")
+    .addOption(
+      new Option("--resume-window <duration>", "how long an unreachable session is kept for you")
+        .default("24h")
+        .env("CODER_SSH_RESUME_WINDOW"),
+    )
+    .option("--stdio", "speak SSH on stdin and stdout: for OpenSSH's ProxyCommand")
+    .addOption(
+      new Option(
+        "--ssh-host-prefix <prefix>",
+        "take this off the workspace's name, as written by config-ssh",
+      ).env("CODER_SSH_SSH_HOST_PREFIX"),
+    )
+    .addOption(
+      new Option("--hostname-suffix <suffix>", "take this off the end of the workspace's name").env(
+        "CODER_SSH_HOSTNAME_SUFFIX",
+      ),
+    )
+    .addOption(
+      new Option("-l, --log-dir <folder>", "write what happens to the connection to a file there").env(
+        "CODER_SSH_LOG_DIR",
+      ),
+    )
+    // Editors' extensions pass these.
+    .addOption(hidden("--network-info-dir <folder>", "keep a file about the connection there"))
+    .addOption(hidden("--network-info-interval <duration>", "how often it is written").default("5s"))
+    .addOption(hidden("--usage-app <name>", "accepted, without effect"))
+    .addOption(hidden("--workspace-poll-interval <duration>", "accepted, without effect"))
     .passThroughOptions()
     .addHelpText(
       "after",
@@ -45,14 +82,17 @@ Examples:
   coder ssh dev
   coder ssh dev -- 'cd project && make'
   tar c . | coder ssh dev tar x -C /tmp
+  coder ssh dev -A -- git push
+  coder ssh dev -N -R 8080:localhost:3000
 
-On a terminal, ~. at the start of a line leaves a session that no longer answers.
+A connection that fails is resumed by itself; what runs goes on meanwhile. On a terminal, ~. at the start of a
+line leaves a session that no longer answers, and ~? lists what else there is.
 The exit code is the command's; ${EXIT.connection} means the connection failed.`,
     )
-    .action(async (workspace: string, words: string[], _: SshOptions, command: Command) => {
+    .action(async (workspace: string, words: string[], _: SshFlags, command: Command) => {
       try {
         const rest = optionsBehindName(words, command);
-        process.exitCode = await ssh(workspace, rest, command.opts<SshOptions>(), command);
+        process.exitCode = await ssh(workspace, rest, command);
       } catch (error) {
         // As OpenSSH: whatever kept the command from running is told from the command's own codes.
         const code = reportError(error);
@@ -78,70 +118,13 @@ function optionsBehindName(words: string[], command: Command): string[] {
   return [...operands, ...unknown];
 }
 
-function parseEnv(pairs: readonly string[]): Record<string, string> {
-  return Object.fromEntries(
-    pairs.map((pair) => {
-      const at = pair.indexOf("=");
-      if (at < 1)
-        throw new CliError("ERR_BAD_ENV", `"${pair}" is not NAME=VALUE`, {
-          hint: "Write --env LANG=C.UTF-8",
-        });
-      return [pair.slice(0, at), pair.slice(at + 1)];
-    }),
-  );
-}
-
-/**
- * Waits for the agent as long as its template says (`connection_timeout`; 0: for ever).
- *
- * @throws {CliError} ERR_AGENT_TIMEOUT, or as connectToAgent
- */
-async function reach(mesh: Mesh, name: string, agent: WorkspaceAgent): Promise<AgentConnection> {
-  const seconds = agent.connection_timeout_seconds;
-  const late = new AbortController();
-  const timer = seconds > 0 ? setTimeout(() => late.abort(), seconds * 1_000) : undefined;
-  try {
-    return await connectToAgent(mesh, { agentId: agent.id, what: `workspace ${name}`, signal: late.signal });
-  } catch (error) {
-    if (!late.signal.aborted) throw error;
-    throw new CliError(
-      "ERR_AGENT_TIMEOUT",
-      `the agent of workspace ${name} did not connect in ${seconds} s`,
-      {
-        hint: `Its log in the workspace says why. \`coder stop ${name}\` and \`coder start ${name}\` replace it.`,
-        exitCode: EXIT.connection,
-      },
-    );
-  } finally {
-    clearTimeout(timer);
-  }
-}
-
-async function ssh(name: string, words: string[], options: SshOptions, command: Command): Promise<number> {
-  const env = parseEnv(options.env);
-  const commandWords = words[0] === "--" ? words.slice(1) : words;
-  const api = apiOf(command);
-  // The mesh comes up while the API is asked which agent to reach: their round trips overlap.
-  const mesh = startMesh(api);
-  try {
-    const autostart =
-      options.disableAutostart !== true && process.env["CODER_SSH_DISABLE_AUTOSTART"] !== "true";
-    const { workspace, agent } = await runningWorkspace(api, name, { autostart });
-    const connection = await reach(mesh, workspace.name, agent);
-    await waitForStartup(api, agent, options.wait);
-    // Until here a signal simply ends the process; from here there is a terminal to restore and a shell to hang up on.
-    return await endOnSignals(async (abort) => {
-      const code = await runInteractive(connection, {
-        command: commandWords.length > 0 ? commandWords.join(" ") : undefined,
-        tty: options.forceTty ? true : options.disableTty ? false : undefined,
-        env,
-        abort,
-      });
-      await mesh.close(); // tells the agent
-      return code;
-    });
-  } finally {
-    await mesh.close();
-    api.close();
-  }
+async function ssh(host: string, behind: string[], command: Command): Promise<number> {
+  const flags = command.opts<SshFlags>();
+  const words = behind[0] === "--" ? behind.slice(1) : behind;
+  const plan = planSsh(flags, process.env, words);
+  const { url, token, configDir } = contextOf(command);
+  if (!url || !token)
+    throw new CliError("ERR_NOT_LOGGED_IN", "You are not logged in.", { hint: "Try `coder login <url>`." });
+  const workspace = workspaceOfHost(host, { prefix: flags.sshHostPrefix, suffix: flags.hostnameSuffix });
+  return await runSsh(plan, { url, token, configDir, workspace, words });
 }

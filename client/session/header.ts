@@ -1,4 +1,4 @@
-import type { PtyRequest, SessionHeader, WindowSize } from "../../mesh/wire/channel.ts";
+import type { PtyRequest, SessionHeader, WindowSize, X11Request } from "../../mesh/wire/channel.ts";
 
 /** What follows the user into a workspace, as Debian's ssh sends it. */
 const FORWARDED = /^(LANG|LC_[A-Z0-9_]+|COLORTERM|NO_COLOR)$/;
@@ -21,8 +21,11 @@ export function sessionHeader(options: {
   command?: string;
   env?: Record<string, string>;
   pty?: PtyRequest;
+  agent?: { token: string };
+  x11?: X11Request;
 }): SessionHeader {
-  const base = { env: options.env ?? {}, ...(options.pty ? { pty: options.pty } : {}) };
+  const { env = {}, pty, agent, x11 } = options;
+  const base = { env, ...(pty ? { pty } : {}), ...(agent ? { agent } : {}), ...(x11 ? { x11 } : {}) };
   return options.command === undefined
     ? { kind: "shell", ...base }
     : { kind: "exec", command: options.command, ...base };

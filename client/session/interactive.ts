@@ -1,24 +1,26 @@
 import type { Duplex, Readable, Writable } from "node:stream";
-import { encodeOpening, HeaderError, SESSION_SERVICE } from "../../mesh/wire/channel.ts";
+import { encodeOpening, HeaderError, SESSION_SERVICE, type X11Request } from "../../mesh/wire/channel.ts";
 import { MeshError } from "../../mesh/wire/errors.ts";
 import { CliError, EXIT } from "../errors.ts";
 import { forwardedEnvironment, ptyRequest, sessionHeader } from "./header.ts";
-import { runSession } from "./run.ts";
+import { type RunSessionOptions, runSession, type SessionResult } from "./run.ts";
 import { windowSize } from "./terminal.ts";
 
 /** Whatever opens a stream to an agent. */
 export interface StreamOpener {
-  openStream(service: string, metadata: Uint8Array): Promise<Duplex>;
+  dial(service: string, metadata: Uint8Array): Promise<Duplex>;
 }
 
-export interface InteractiveOptions {
+export interface InteractiveOptions extends Pick<RunSessionOptions, "abort" | "onOutput" | "describe"> {
   /** For the login shell, unparsed; without it a shell. */
   command?: string;
   /** Default: a terminal for a shell when stdin is one. */
   tty?: boolean;
   /** Set in the session, over what follows the user by itself. */
   env?: Record<string, string>;
-  abort?: AbortSignal;
+  /** Programs of the session may use the SSH agent, or the display, that the token leads back to. */
+  agent?: { token: string };
+  x11?: X11Request;
   /** Default: this process's own. */
   io?: {
     stdin: Readable & { isTTY?: boolean };
@@ -28,13 +30,21 @@ export interface InteractiveOptions {
   };
 }
 
+/** As `interactiveSession`. @returns the exit code alone */
+export async function runInteractive(connection: StreamOpener, options: InteractiveOptions): Promise<number> {
+  return (await interactiveSession(connection, options)).exitCode;
+}
+
 /**
  * A shell or command on this process's terminal, pipes or files.
  *
- * @returns the exit code: the command's own, or 255 when the session failed, the reason then on stderr
+ * @returns with the command's own exit code, or 255 when the session failed, the reason then on stderr
  * @throws {CliError} ERR_BAD_COMMAND when command and environment can't be carried
  */
-export async function runInteractive(connection: StreamOpener, options: InteractiveOptions): Promise<number> {
+export async function interactiveSession(
+  connection: StreamOpener,
+  options: InteractiveOptions,
+): Promise<SessionResult> {
   const { stdin, stdout, stderr, env } = options.io ?? {
     stdin: process.stdin,
     stdout: process.stdout,
@@ -48,6 +58,8 @@ export async function runInteractive(connection: StreamOpener, options: Interact
     command: options.command,
     env: { ...forwardedEnvironment(env), ...options.env },
     pty: wantsPty ? ptyRequest(size, env["TERM"]) : undefined,
+    agent: options.agent,
+    x11: options.x11,
   });
   let opening: ReturnType<typeof encodeOpening>;
   try {
@@ -60,8 +72,8 @@ export async function runInteractive(connection: StreamOpener, options: Interact
       exitCode: EXIT.failure,
     });
   }
-  const stream = await connection.openStream(SESSION_SERVICE, opening.metadata);
-  const { exitCode } = await runSession(stream, {
+  const stream = await connection.dial(SESSION_SERVICE, opening.metadata);
+  return await runSession(stream, {
     stdin,
     stdout,
     stderr,
@@ -69,6 +81,7 @@ export async function runInteractive(connection: StreamOpener, options: Interact
     size,
     first: opening.first,
     abort: options.abort,
+    onOutput: options.onOutput,
+    describe: options.describe,
   });
-  return exitCode;
 }

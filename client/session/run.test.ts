@@ -87,6 +87,23 @@ describe("runSession against a scripted agent", () => {
     assert.deepEqual(await result, { exitCode: 143, signal: "TERM" });
   });
 
+  it("an agent that stops says so, and it is no result of the command", async () => {
+    const { agent, result, stderr } = start();
+    agent.end(
+      encodeMessage({
+        kind: "exitSignal",
+        name: "HUP",
+        coreDumped: false,
+        message: "the workspace is stopping",
+      }),
+    );
+    assert.deepEqual(await result, { exitCode: 255 });
+    assert.match(
+      stderr.toString(),
+      /cut off: the workspace ended it \(the workspace is stopping\)\n.*coder start/,
+    );
+  });
+
   const cuts: [string, (agent: Duplex) => void, RegExp][] = [
     ["reset", (agent) => agent.destroy(), /cut off: reset by the peer/],
     ["ended without a result", (agent) => agent.end(), /without a result/],
@@ -150,7 +167,7 @@ describe("runSession against a scripted agent", () => {
     stdout._write = () => {}; // never done
     send({ kind: "data", bytes: Buffer.from("x") });
     stdin.write("ls\r~.");
-    assert.deepEqual(await result, { exitCode: 255 });
+    assert.deepEqual(await result, { exitCode: 255, left: true });
     assert.match(stderr.toString(), /Session closed/);
     assert.deepEqual(stdin.rawModes, [true, false]);
     assert.ok(agent.destroyed);
@@ -188,20 +205,57 @@ describe("runSession against a scripted agent", () => {
     assert.equal(process.listenerCount("exit"), exitListeners - 1);
   });
 
-  it("sends input, its end, and resizes", async () => {
-    const { agent, stdin, stdout, result } = start(true);
+  it("sends input and its end", async () => {
+    const { agent, stdin, result } = start();
     const decoder = new ChannelDecoder();
     const got: ChannelMessage[] = [];
     agent.on("data", (chunk) => got.push(...decoder.push(chunk)));
     stdin.end("keys");
-    stdout.emit("resize");
-    while (got.length < 3) await new Promise(setImmediate);
+    while (got.length < 2) await new Promise(setImmediate);
     agent.end(encodeMessage({ kind: "exitStatus", status: 0 }));
     await result;
-    const size = got.find(({ kind }) => kind === "windowChange");
-    assert.deepEqual(size, { kind: "windowChange", cols: 100, rows: 30, widthPx: 0, heightPx: 0 });
-    const rest = got.filter(({ kind }) => kind !== "windowChange");
-    assert.deepEqual(rest, [{ kind: "data", bytes: Buffer.from("keys") }, { kind: "eof" }]);
+    assert.deepEqual(got, [{ kind: "data", bytes: Buffer.from("keys") }, { kind: "eof" }]);
+  });
+
+  it("tells a terminal's new size", async () => {
+    const { agent, stdout, result } = start(true);
+    const decoder = new ChannelDecoder();
+    const got: ChannelMessage[] = [];
+    agent.on("data", (chunk) => got.push(...decoder.push(chunk)));
+    stdout.emit("resize");
+    while (got.length < 1) await new Promise(setImmediate);
+    agent.end(encodeMessage({ kind: "exitStatus", status: 0 }));
+    await result;
+    assert.deepEqual(got, [{ kind: "windowChange", cols: 100, rows: 30, widthPx: 0, heightPx: 0 }]);
+  });
+
+  it("a terminal that is gone hangs up, and is no end of input", async () => {
+    const { agent, stdin, result } = start(true);
+    const got: Uint8Array[] = [];
+    agent.on("data", (chunk) => got.push(chunk));
+    stdin.end();
+    assert.deepEqual(await result, { exitCode: 129, left: true });
+    assert.ok(agent.destroyed);
+    assert.deepEqual(got, []);
+  });
+
+  it("~? helps, ~I tells the path, ~B sends a break, and the session goes on", async () => {
+    const io = local();
+    const [client, agent] = duplexPair();
+    const decoder = new ChannelDecoder();
+    const got: ChannelMessage[] = [];
+    agent.on("data", (chunk) => got.push(...decoder.push(chunk)));
+    const result = runSession(client, { ...io, isTerminal: true, describe: async () => "via relay x" });
+    io.stdin.write("~?~I~Bls");
+    await io.stderr.sees("[coder] via relay x\r\n");
+    assert.match(io.stderr.toString(), /~\. +- end the session/);
+    while (got.length < 2) await new Promise(setImmediate);
+    agent.end(encodeMessage({ kind: "exitStatus", status: 3 }));
+    assert.deepEqual(await result, { exitCode: 3 });
+    assert.deepEqual(got, [
+      { kind: "break", lengthMs: 0 },
+      { kind: "data", bytes: Buffer.from("ls") },
+    ]);
   });
 });
 
@@ -227,7 +281,7 @@ describe("a session from end to end", () => {
   });
   const connection = {
     streams: [] as Duplex[],
-    async openStream(name: string, metadata: Uint8Array): Promise<Duplex> {
+    async dial(name: string, metadata: Uint8Array): Promise<Duplex> {
       assert.equal(name, "session");
       const [client, agent] = duplexPair();
       this.streams.push(agent);

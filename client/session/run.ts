@@ -9,8 +9,8 @@ import {
   type WindowSize,
 } from "../../mesh/wire/channel.ts";
 import { MeshError, WireError } from "../../mesh/wire/errors.ts";
-import { EscapeKeys } from "./escape.ts";
-import { enterRawMode, windowSize } from "./terminal.ts";
+import { ESCAPE_HELP, type EscapeAction, EscapeKeys } from "./escape.ts";
+import { enterRawMode, suspendProcess, windowSize } from "./terminal.ts";
 
 /** As OpenSSH: the connection failed, so the code is not the command's. */
 export const EXIT_CONNECTION = 255;
@@ -32,6 +32,10 @@ export interface RunSessionOptions {
   first?: Uint8Array;
   /** Ends the session: the process gets SIGHUP, the result is 130. */
   abort?: AbortSignal;
+  /** Sees what goes to the terminal. */
+  onOutput?: (bytes: Uint8Array) => void;
+  /** What `~I` shows: how the workspace is reached. */
+  describe?: () => Promise<string>;
 }
 
 export interface SessionResult {
@@ -39,6 +43,8 @@ export interface SessionResult {
   exitCode: number;
   /** Without SIG, when a signal ended the command. */
   signal?: string;
+  /** The user left by `~.`, perhaps since nothing answered: whoever closes the connection must not wait for it. */
+  left?: boolean;
 }
 
 type Ending =
@@ -47,6 +53,8 @@ type Ending =
   | { kind: "outputFailed"; reason: string }
   | { kind: "outputClosed" }
   | { kind: "left" }
+  /** The terminal itself is gone: its window was closed, its line was dropped. */
+  | { kind: "terminalGone" }
   | { kind: "aborted" };
 
 /**
@@ -55,7 +63,7 @@ type Ending =
  * what went wrong is told on `stderr`.
  */
 export async function runSession(stream: Duplex, options: RunSessionOptions): Promise<SessionResult> {
-  const { stdin, stdout, stderr, isTerminal, first, abort, size } = options;
+  const { stdin, stdout, stderr, isTerminal, first, abort, size, onOutput } = options;
   const restore = isTerminal ? enterRawMode(stdin) : () => {};
   const undo: (() => void)[] = [];
   const on: On = (emitter, event, listener) => {
@@ -67,8 +75,11 @@ export async function runSession(stream: Duplex, options: RunSessionOptions): Pr
   try {
     const ending = await new Promise<Ending>((resolve) => {
       if (first && first.length > 0) stream.write(first);
-      receive(stream, stdout, stderr, on, resolve);
-      sendInput(stream, stdin, on, isTerminal ? () => resolve({ kind: "left" }) : undefined);
+      receive(stream, { stdout, stderr, onOutput }, on, resolve);
+      if (isTerminal) {
+        const act = (action: EscapeAction) => performEscape(action, stream, options, resolve);
+        sendInput(stream, stdin, on, { act, gone: () => resolve({ kind: "terminalGone" }) });
+      } else sendInput(stream, stdin, on);
       if (isTerminal) sendSize(stream, stdout, on, size);
       for (const output of [stdout, stderr])
         on(output, "error", (error: NodeJS.ErrnoException) => {
@@ -86,7 +97,7 @@ export async function runSession(stream: Duplex, options: RunSessionOptions): Pr
     else stream.destroy();
     stream.resume();
     const flush = Promise.all([flushed(stdout), flushed(stderr)]);
-    if (ending.kind === "aborted" || ending.kind === "left") await Promise.race([flush, flushTime()]);
+    if (["aborted", "left", "terminalGone"].includes(ending.kind)) await Promise.race([flush, flushTime()]);
     else await flush;
     restore();
     // Output that came right before the result may have failed after it: no success without the whole output.
@@ -122,15 +133,46 @@ function sendSize(stream: Duplex, stdout: Writable, on: On, known: WindowSize | 
   on(stdout, "resize", () => send(windowSize(stdout)));
 }
 
-/** `leave`: with it, escape keys are looked for and taken out. */
-function sendInput(stream: Duplex, stdin: Readable, on: On, leave?: () => void): void {
-  const escapes = leave ? new EscapeKeys() : undefined;
+/** Does what an escape key asks for. */
+function performEscape(
+  action: EscapeAction,
+  stream: Duplex,
+  { stdin, stderr, describe }: RunSessionOptions,
+  settle: (ending: Ending) => void,
+): void {
+  switch (action) {
+    case "leave":
+      return settle({ kind: "left" });
+    case "help":
+      return void stderr.write(ESCAPE_HELP);
+    case "break":
+      if (stream.writable) stream.write(encodeMessage({ kind: "break", lengthMs: 0 }));
+      return;
+    case "suspend":
+      return suspendProcess(stdin);
+    case "info":
+      describe?.().then(
+        (text) => stderr.write(`~I\r\n[coder] ${printable(text)}\r\n`),
+        (error: Error) => stderr.write(`~I\r\n[coder] ${printable(error.message)}\r\n`),
+      );
+  }
+}
+
+interface TerminalKeys {
+  act(action: EscapeAction): void;
+  gone(): void;
+}
+
+/** `terminal`: with it, escape keys are looked for and taken out, and the end of input is the end of the terminal. */
+function sendInput(stream: Duplex, stdin: Readable, on: On, terminal?: TerminalKeys): void {
+  const escapes = terminal ? new EscapeKeys() : undefined;
   on(stdin, "data", (chunk: Uint8Array | string) => {
     let bytes: Uint8Array = typeof chunk === "string" ? Buffer.from(chunk) : chunk;
     if (escapes) {
       const keys = escapes.push(bytes);
-      if (keys.leave) return leave?.();
       bytes = keys.bytes;
+      for (const action of keys.actions) terminal?.act(action);
+      if (keys.actions.includes("leave")) return;
     }
     if (!stream.writable) return;
     for (let at = 0; at < bytes.length; at += MAX_DATA_BYTES)
@@ -138,7 +180,8 @@ function sendInput(stream: Duplex, stdin: Readable, on: On, leave?: () => void):
   });
   on(stream, "drain", () => void stdin.resume());
   const end = () => {
-    if (stream.writable) stream.write(encodeMessage({ kind: "eof" }));
+    if (terminal) terminal.gone();
+    else if (stream.writable) stream.write(encodeMessage({ kind: "eof" }));
   };
   on(stdin, "end", end);
   on(stdin, "error", end); // a local file that can't be read on: what came before counts
@@ -157,8 +200,7 @@ function writeInput(stream: Duplex, bytes: Uint8Array): boolean {
 
 function receive(
   stream: Duplex,
-  stdout: Writable,
-  stderr: Writable,
+  { stdout, stderr, onOutput }: Pick<RunSessionOptions, "stdout" | "stderr" | "onOutput">,
   on: On,
   settle: (ending: Ending) => void,
 ): void {
@@ -170,6 +212,7 @@ function receive(
   };
   const full = new Set<Writable>();
   const write = (output: Writable, bytes: Uint8Array) => {
+    onOutput?.(bytes);
     if (output.write(bytes)) return;
     full.add(output);
     stream.pause();
@@ -233,9 +276,11 @@ async function report(ending: Ending, stderr: Writable, newLine: boolean): Promi
       return { exitCode: EXIT_OUTPUT_CLOSED };
     case "aborted":
       return { exitCode: 128 + constants.signals.SIGINT };
+    case "terminalGone":
+      return { exitCode: 128 + constants.signals.SIGHUP, left: true };
     case "left":
       await tell("Session closed.");
-      return { exitCode: EXIT_CONNECTION };
+      return { exitCode: EXIT_CONNECTION, left: true };
     case "outputFailed":
       await tell(`error: the output could not be written: ${printable(ending.reason)}`);
       return { exitCode: EXIT_CONNECTION };
@@ -251,6 +296,14 @@ async function report(ending: Ending, stderr: Writable, newLine: boolean): Promi
   const { message } = ending;
   if (message.kind === "exitStatus") return { exitCode: message.status };
   if (message.kind === "exitSignal") {
+    // The agent says why it hung up; a process that a signal ended has nothing to say.
+    if (message.name === "HUP" && message.message !== "") {
+      await tell(
+        `error: the session was cut off: the workspace ended it (${printable(message.message)})\n` +
+          "`coder show` says how it is; `coder start` starts it again.",
+      );
+      return { exitCode: EXIT_CONNECTION };
+    }
     const signals: Record<string, number | undefined> = constants.signals;
     return { exitCode: 128 + (signals[`SIG${message.name}`] ?? 0), signal: message.name };
   }

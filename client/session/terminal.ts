@@ -47,3 +47,13 @@ export function windowSize(output: Writable): WindowSize {
   const { columns, rows } = output as Writable & { columns?: number; rows?: number };
   return { cols: columns || 80, rows: rows || 24, widthPx: 0, heightPx: 0 };
 }
+
+/**
+ * Stops this process as Ctrl-Z does, the terminal as the shell expects it. Whoever entered raw mode sets it again at
+ * SIGCONT.
+ */
+export function suspendProcess(input: Readable): void {
+  if (process.platform === "win32" || !canBeRaw(input)) return;
+  input.setRawMode(false);
+  process.kill(process.pid, "SIGTSTP");
+}
