@@ -8,11 +8,12 @@ import os from "node:os";
 import path from "node:path";
 import type { Duplex } from "node:stream";
 import { ForwardService } from "../../agent/forward/serve.ts";
-import { memoryLogger, servicePair } from "../../agent/testing.ts";
+import { duplexPair, memoryLogger, servicePair } from "../../agent/testing.ts";
 import { CALLBACK_SERVICE, type CallbackMetadata, encodeAnswer } from "../../mesh/wire/forward.ts";
 import { forwardSshAgent } from "./agent-forward.ts";
 import { readAnswer } from "./answer.ts";
 import type { Accept, Dial } from "./dial.ts";
+import { join } from "./join.ts";
 import { forwardLocal } from "./local.ts";
 import { forwardRemote } from "./remote.ts";
 import { forwardUdp } from "./udp.ts";
@@ -157,6 +158,19 @@ describe("forwards from the user's side", () => {
       await once(socket, "finish");
       while (received.length === 0) await new Promise(setImmediate);
       assert.equal(sha256(await received[0]), sha256(data));
+    });
+
+    it("what a program wrote before its end arrives also when it then breaks off at once", async () => {
+      const [local, program] = duplexPair();
+      const [stream, target] = duplexPair(1_024);
+      for (const side of [local, program, stream, target]) side.on("error", () => undefined);
+      join(local, stream);
+      const data = randomBytes(48 * 1024);
+      program.end(data);
+      await once(local, "end");
+      assert.ok(!stream.writableFinished, "the target has not taken it yet");
+      local.destroy(new Error("gone"));
+      assert.equal(sha256(await readAll(target)), sha256(data));
     });
 
     it("a port nobody listens on breaks the connection off and is told once", async () => {

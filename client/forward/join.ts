@@ -2,6 +2,9 @@ import { Socket } from "node:net";
 import type { Duplex } from "node:stream";
 import { ANSWER, type Answer, AnswerDecoder } from "../../mesh/wire/forward.ts";
 
+/** Once everything has left, so long it may take to be read at the other end before both directions are given up. */
+const LINGER_MS = 5_000;
+
 /**
  * Joins a local connection with a stream, each direction for itself: an end is passed on as an end, while the other
  * direction flows on; a break is passed on as a break, so that nobody takes half of something for the whole of it.
@@ -48,9 +51,13 @@ export function joinAnswered(local: Duplex, stream: Duplex, onRefused: (answer: 
 
 function breakTogether(local: Duplex, stream: Duplex): void {
   const giveUp = () => {
+    if (!local.readableEnded || stream.destroyed) return void stream.destroy();
     // What the local side wrote before its end is still to arrive, also when it no longer waits for an answer.
-    if (local.readableEnded && !stream.writableFinished) stream.once("finish", () => stream.destroy());
-    else stream.destroy();
+    stream.unpipe(local);
+    stream.resume();
+    const arrive = () => setTimeout(() => stream.destroy(), LINGER_MS).unref();
+    if (stream.writableFinished) arrive();
+    else stream.once("finish", arrive);
   };
   local.on("error", giveUp);
   local.on("close", () => {
@@ -66,6 +73,6 @@ function breakTogether(local: Duplex, stream: Duplex): void {
 /** Ends a local connection so that its program sees a broken one: TCP's reset where there is such a thing. */
 export function breakOff(local: Duplex): void {
   if (local.destroyed) return;
-  if (local instanceof Socket && local.remoteAddress !== undefined) local.end();
+  if (local instanceof Socket && local.remoteAddress !== undefined) local.resetAndDestroy();
   else local.destroy();
 }
