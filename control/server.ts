@@ -49,6 +49,8 @@ export interface ControlPlaneOptions {
   logger: Logger;
   upgrades?: Upgrade[];
   mounts?: Mount[];
+  /** The relays there are, when the one at the access URL isn't all. */
+  relayMap?: (accessUrl: string) => { Regions: Record<string, unknown> };
   /** Called once the server listens; stopped first. */
   startDaemons?: (plane: {
     queue: JobQueue;
@@ -116,6 +118,7 @@ export async function startControlPlane(options: ControlPlaneOptions): Promise<C
   const { id: deploymentId } = await knex("deployment").first<{ id: string }>("id");
 
   let accessUrl = options.accessUrl?.replace(/\/+$/, "") ?? "";
+  const { relayMap } = options;
   const deps: ApiDeps = {
     knex,
     topics,
@@ -124,6 +127,7 @@ export async function startControlPlane(options: ControlPlaneOptions): Promise<C
     version: options.version,
     deploymentId,
     limits: { ...DEFAULT_LIMITS, ...options.limits },
+    ...(relayMap && { relayMap: () => relayMap(accessUrl) }),
     maxTokenLifetimeMs: options.maxTokenLifetimeMs ?? MAX_KEY_LIFETIME_MS,
     now,
   };

@@ -50,12 +50,15 @@ async function run(flags: AgentFlags): Promise<void> {
       hint: "Set CODER_AGENT_URL and CODER_AGENT_TOKEN; in a template, run coder_agent.<name>.init_script.",
     });
   const url = parseServerUrl(flags.agentUrl);
+  const { leaveProcessOneToReaper } = await import("../../agent/reaper.ts");
+  const nobodyReaps = leaveProcessOneToReaper();
   const [{ Agent }, { createAgentLogger }, { connectAgentMesh }] = await Promise.all([
     import("../../agent/agent.ts"),
     import("../../agent/logging.ts"),
     import("../../agent/mesh.ts"),
   ]);
   const logger = createAgentLogger({ file: flags.logFile, level: flags.logLevel });
+  if (nobodyReaps) logger.warn({}, nobodyReaps);
   const agent: InstanceType<typeof Agent> = new Agent({
     url,
     token,

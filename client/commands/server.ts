@@ -275,6 +275,7 @@ async function start(options: ServerOptions, cleanup: Cleanup): Promise<RunningS
       tls: settings?.tls && { ...settings.tls, options: services?.readTls() ?? {} },
       version: VERSION.slice(1),
       logger,
+      ...(services && { relayMap: (accessUrl: string) => services.relayMap(accessUrl) }),
       mounts: [{ path: RELAY_HTTP_PATH, handle: control.handleDerpRequest }],
       upgrades: [
         { path: RELAY_PATH, handle: (req, socket, head) => mesh?.relay.handleUpgrade(req, socket, head) },

@@ -17,6 +17,8 @@ export interface Coordinator {
   /** @throws a MeshError with the coordinator's code (ERR_FORBIDDEN, ERR_WORKSPACE_STOPPED, ...) or ERR_COORDINATOR_UNREACHABLE */
   requestGrant(agentId: string, signal?: AbortSignal): Promise<GrantedAgent>;
   setHomeRegion(region: number): void;
+  /** The machine slept or its network changed: finds out within seconds whether the connection still lives. */
+  check?(): void;
   /** Said hello, for the first time or again: it remembers neither grants asked for nor agents watched before. */
   onConnected: (() => void) | undefined;
   onRecord: ((record: NodeRecord) => void) | undefined;

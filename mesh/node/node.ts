@@ -261,6 +261,7 @@ export class MeshNode implements LinkHost, DialerHost, PeersHost {
   resumed(): void {
     this.#options.logger?.debug({}, "the machine slept");
     this.#options.relay.check();
+    this.#options.coordinator.check?.();
     this.#device.resumed(this.now(), this.#wallClockMs());
     this.#performDevice();
   }

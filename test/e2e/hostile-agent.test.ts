@@ -214,7 +214,7 @@ describe("a hostile agent", function () {
       });
     };
     const forward = alice.start("port-forward", "evil", "--tcp", "0:4711");
-    const [, local] = await sandbox.until(forward, "stderr", /127\.0\.0\.1:(\d+)/);
+    const [, local] = await sandbox.until(forward, "stdout", /127\.0\.0\.1:(\d+)/);
     const socket = net.connect(Number(local), "127.0.0.1");
     socket.on("error", () => undefined);
     await once(socket, "close");

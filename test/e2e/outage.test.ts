@@ -106,7 +106,7 @@ describe("sessions outlive", function () {
     const program = `'${process.execPath}' '${path.resolve("dist/coder.js")}'`;
     try {
       const terminal = tmux.open(`${program} ssh dev`);
-      await terminal.sees(/\$ $|# $/m);
+      await terminal.sees(/[$#] *$/m);
       terminal.enter("echo before=$((1+1))");
       await terminal.sees(/^before=2$/m);
       lab.server.running.child.kill("SIGKILL");
@@ -148,7 +148,7 @@ describe("access that ends, ends at once", function () {
     const local = await freePort();
     const { port } = web.address() as AddressInfo;
     const forward = person.start("port-forward", workspace, "--tcp", `${local}:${port}`);
-    await lab.sandbox.until(forward, "stderr", new RegExp(`${local}`));
+    await lab.sandbox.until(forward, "stdout", new RegExp(`:${local} `));
     const held = net.connect(local, "127.0.0.1");
     held.on("error", () => undefined);
     // A live connection through the forward: held open by keep-alive.
