@@ -15,7 +15,7 @@ describe("relay core", () => {
     relay = new Relay<string>(4);
   });
 
-  it("routes to the connection of a key, to oneself as well", () => {
+  it("LookupDest: routes to the connection of a key, to oneself as well", () => {
     const a = add("a", "A");
     const b = add("b", "B");
     assert.equal(relay.route(a, "B"), b);

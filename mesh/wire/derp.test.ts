@@ -93,7 +93,7 @@ describe("DERP frames", () => {
     });
   }
 
-  it("writes the length of the largest body there is", () => {
+  it("WriteFrameHeader: writes the length of the largest body there is", () => {
     const out = new Uint8Array(7);
     writeHeader(out, 1, 0x04, 0xffffffff);
     assert.equal(toHex(out), "0004ffffffff00");
@@ -134,7 +134,7 @@ const anyFrame = fc
 const streamOf = (frames: Uint8Array[]): Uint8Array => new Uint8Array(Buffer.concat(frames));
 
 describe("DERP frame decoder", () => {
-  it("yields the same frames however the stream is cut", () => {
+  it("ReadFrameHeader: yields the same frames however the stream is cut", () => {
     fc.assert(
       fc.property(
         fc.array(anyFrame, { maxLength: 12 }),
@@ -196,7 +196,7 @@ describe("DERP frame decoder", () => {
     assert.deepEqual(places, [0, 5]);
   });
 
-  it("refuses a length over the limit on the header alone, also when the header is cut", () => {
+  it("ReadFrameHeader: refuses a length over the limit on the header alone, also when the header is cut", () => {
     for (const [type, max] of [
       [FRAME.clientInfo, 262_144],
       [FRAME.sendPacket, 65_568],
@@ -250,7 +250,7 @@ describe("DERP frame decoder", () => {
   });
 });
 
-describe("DERP ClientInfo and ServerInfo", () => {
+describe("DERP ClientInfo and ServerInfo (ClientInfoUnmarshal)", () => {
   it("read back what was written", () => {
     const info = {
       version: 2,

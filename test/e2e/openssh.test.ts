@@ -418,6 +418,20 @@ describe("the OpenSSH client", function () {
       assert.equal(out, "hello /socks");
     });
 
+    it("an editor's way: no terminal, a SOCKS port, a script on stdin that starts a server which stays", async () => {
+      const local = await freePort();
+      const seconds = unique();
+      const done = await lab.must(`
+        command ssh -F ${lab.sshConfig} -G coder.dev | grep -i '^proxycommand .*--stdio' > /dev/null || exit 8
+        printf '%s\n' 'echo begin' 'nohup sleep ${seconds} </dev/null >server.log 2>&1 &' 'echo "pid==$!=="' 'echo end' |
+          ssh -T -D ${local} -o ConnectTimeout=15 coder.dev bash
+      `);
+      assert.match(done.stdout, /^begin\npid==\d+==\nend\n$/);
+      const pids = processesWith(`sleep ${seconds}`);
+      assert.equal(pids.length, 1, "what it started stays");
+      for (const pid of pids) process.kill(pid);
+    });
+
     it("-W joins stdin and stdout to a port, and keeps what comes after our end", async () => {
       const done = await lab.must(
         `printf 'GET /w HTTP/1.0\\r\\n\\r\\n' | ssh -W 127.0.0.1:${port} coder.dev`,
