@@ -206,6 +206,31 @@ describe("agent", () => {
     assert.ok(!JSON.stringify(logger.entries).includes(TOKEN), "the token was logged");
   });
 
+  it("puts nothing on the PATH of sessions that another user could fill", async () => {
+    const planted = path.join(directory, "planted");
+    fs.mkdirSync(path.join(planted, "bin"), { recursive: true });
+    // What somebody else made at the well-known place in the temporary folder, before this agent started.
+    fs.symlinkSync(planted, path.join(directory, "data"));
+    server.manifest.scripts = [script("echo started")];
+    const { done, logger } = start({ cli: ["/bin/echo"] });
+    await server.until(() => server.states().includes("ready"));
+    const session = meshes[0].run('printf "%s\\n" "$PATH"; command -v coder');
+    await session.ended;
+    const text = session.stdout().toString();
+    const [own] = /[^:\n]*coder-agent-[^:/\n]*(?=\/bin)/.exec(text) ?? [];
+    try {
+      assert.doesNotMatch(text, /planted|agent-test-[^/]*\/data/);
+      assert.ok(own && fs.statSync(own).isDirectory(), text);
+      assert.equal(fs.statSync(own).mode & 0o777, 0o700);
+      assert.ok(logger.entries.some(({ level, message }) => level === "warn" && /folder/.test(message)));
+      assert.deepEqual(fs.readdirSync(path.join(planted, "bin")), []);
+    } finally {
+      if (own) fs.rmSync(own, { recursive: true, force: true });
+      stop.abort();
+      await done;
+    }
+  });
+
   it("runs a script on its schedule once the start scripts have ended", async () => {
     server.manifest.scripts = [script("echo tick", { run_on_start: false, cron: "@every 1s" })];
     const { done } = start();

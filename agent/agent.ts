@@ -12,7 +12,14 @@ import { describe, type Logger } from "./logging.ts";
 import { LogQueue } from "./logs.ts";
 import { pause, retry } from "./retry.ts";
 import { runSchedules } from "./schedule.ts";
-import { binDirOf, runScript, runScripts, type ScriptDeps, type ScriptOutcome } from "./scripts.ts";
+import {
+  binDirOf,
+  claimDataDir,
+  runScript,
+  runScripts,
+  type ScriptDeps,
+  type ScriptOutcome,
+} from "./scripts.ts";
 import { type SessionDirectory, serveSessionList } from "./session-list.ts";
 import {
   type Account,
@@ -181,19 +188,20 @@ export class Agent {
     const account = this.#account;
     const directory =
       dataDir ?? path.join(os.tmpdir(), `coder-agent-${process.getuid?.() ?? account.username}`);
+    const logger = this.#logger;
+    const owned = claimDataDir(directory, logger);
     const environment = baseEnvironment({
       inherited: env,
       account,
       manifest,
       agentUrl: url,
-      binDir: binDirOf(directory),
+      binDir: owned && binDirOf(owned),
     });
     const pipes = new PipePool();
     const cwd = () => workingDirectory(manifest, environment, account.homeDir);
-    const logger = this.#logger;
     void pipes.warm();
     preparingShell(); // tried once, here and not in somebody's first session
-    installCli(directory, this.#options.cli, logger);
+    if (owned) installCli(owned, this.#options.cli, logger);
     const motdFile = () =>
       manifest.motd_file.trim() === "" ? "" : expandPath(manifest.motd_file, environment, account.homeDir);
     return {
@@ -201,7 +209,7 @@ export class Agent {
       environment,
       pipes,
       cwd,
-      dataDir: directory,
+      dataDir: owned ?? directory,
       logDir: logDir ?? os.tmpdir(),
       lifecycle: new LifecycleReporter((report) => this.#api.lifecycle(report), logger),
       logs: new LogQueue((batch) => this.#api.logs(batch), logger),
@@ -306,7 +314,13 @@ export class Agent {
   /** Every service of this agent. */
   #offer(mesh: MeshConnection, { sessions, forwards, speedtests }: Workspace): void {
     const serve = (service: string, handler: (stream: DatagramStream, peer: Peer) => Promise<void>) =>
-      mesh.listen(service, (stream, peer) => void handler(stream, peer));
+      mesh.listen(service, (stream, peer) => {
+        handler(stream, peer).catch((error: unknown) => {
+          // None should: one stream's defect must not end everybody's sessions.
+          this.#logger.error({ service: service.slice(0, 64), reason: describe(error) }, "a service failed");
+          stream.destroy();
+        });
+      });
     serve(SESSION_SERVICE, (stream, peer) => sessions.handle(stream, stream.metadata, peer));
     serve("tcp:", (stream) => forwards.tcp(stream));
     serve("unix:", (stream) => forwards.unix(stream));

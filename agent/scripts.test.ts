@@ -1,4 +1,5 @@
 import assert from "node:assert/strict";
+import { execFileSync } from "node:child_process";
 import fs from "node:fs";
 import os from "node:os";
 import path from "node:path";
@@ -105,6 +106,39 @@ describe("scripts", () => {
     assert.equal(await runScript(make("echo x", { log_path: "~/link.log" }), deps()), "ok");
     assert.equal(fs.readFileSync(path.join(directory, "victim"), "utf8"), "untouched");
     assert.ok(lines.some((line) => line.startsWith("warn: The log file")));
+  });
+
+  it("writes no log into what another made in its place: a FIFO, a second name, another's file", async () => {
+    const at = (name: string) => path.join(directory, name);
+    execFileSync("mkfifo", [at("fifo.log")]);
+    // With a reader, so that a regression shows as a missing warning instead of a test that hangs.
+    const reader = fs.openSync(at("fifo.log"), fs.constants.O_RDONLY | fs.constants.O_NONBLOCK);
+    fs.writeFileSync(at("victim"), "untouched");
+    fs.linkSync(at("victim"), at("second.log"));
+    const isRoot = process.getuid?.() === 0;
+    fs.writeFileSync(at("other.log"), "untouched");
+    if (isRoot) fs.chownSync(at("other.log"), 12_345, 12_345);
+    const names = ["fifo.log", "second.log", ...(isRoot ? ["other.log"] : [])];
+    try {
+      for (const name of names) {
+        lines = [];
+        assert.equal(await runScript(make("echo secret", { log_path: `~/${name}` }), deps()), "ok");
+        assert.ok(
+          lines.some((line) => line.startsWith("warn: The log file")),
+          `${name}: ${lines.join("; ")}`,
+        );
+      }
+    } finally {
+      fs.closeSync(reader);
+    }
+    for (const name of ["victim", "other.log"]) assert.equal(fs.readFileSync(at(name), "utf8"), "untouched");
+  });
+
+  it("starts its log anew, also over a longer one", async () => {
+    const file = path.join(directory, "again.log");
+    fs.writeFileSync(file, "x".repeat(1_000));
+    await runScript(make("echo short", { log_path: "again.log" }), deps());
+    assert.equal(fs.readFileSync(file, "utf8"), "short\n");
   });
 
   it("gives scripts a private folder and a shared one for programs", async () => {

@@ -1,4 +1,5 @@
 import fs from "node:fs";
+import os from "node:os";
 import path from "node:path";
 import type { AgentScript } from "../control/contract/agent.ts";
 import { describe, type Logger } from "./logging.ts";
@@ -42,6 +43,29 @@ export function ownDirectory(directory: string): void {
   const found = fs.lstatSync(directory);
   if (!found.isDirectory() || (process.getuid !== undefined && found.uid !== process.getuid()))
     throw new Error(`${directory} is not this user's own folder`);
+}
+
+/**
+ * The agent's data folder, with its `bin`: `wanted`, or else a new one beside it in the temporary folder. The place is
+ * well known and may be everyone's: what somebody else put there must not get onto the PATH of sessions.
+ *
+ * @returns undefined when there is no folder to be had
+ */
+export function claimDataDir(wanted: string, logger: Logger): string | undefined {
+  let refused = "";
+  for (const make of [() => wanted, () => fs.mkdtempSync(path.join(os.tmpdir(), "coder-agent-"))])
+    try {
+      const directory = make();
+      ownDirectory(directory);
+      ownDirectory(binDirOf(directory));
+      if (refused !== "")
+        logger.warn({ reason: refused, directory }, "using another folder for scripts' files");
+      return directory;
+    } catch (error) {
+      refused ||= describe(error);
+    }
+  logger.warn({ reason: refused }, "there is no folder for scripts' files");
+  return undefined;
 }
 
 /** Where scripts put what they install; it ends the PATH of every session. */
@@ -183,6 +207,30 @@ async function within(promise: Promise<unknown>, limitMs: number): Promise<boole
   return inTime;
 }
 
+/**
+ * Opens a file to be written anew, where the folder may be everyone's /tmp: not through a link, not waiting at a FIFO
+ * (which would freeze the agent), and nothing that others read along or that has a second name.
+ *
+ * @throws when it is none of that
+ */
+function openOwnFile(file: string): number {
+  const { O_WRONLY, O_CREAT, O_NOFOLLOW, O_NONBLOCK } = fs.constants;
+  const fd = fs.openSync(file, O_WRONLY | O_CREAT | O_NOFOLLOW | O_NONBLOCK, 0o600);
+  try {
+    const found = fs.fstatSync(fd);
+    if (!found.isFile()) throw new Error("it is no regular file");
+    // What root made is as good as ours: it could read along anyway.
+    if (process.getuid !== undefined && found.uid !== process.getuid() && found.uid !== 0)
+      throw new Error("it belongs to another user");
+    if (found.nlink !== 1) throw new Error("it has another name, too");
+    fs.ftruncateSync(fd);
+    return fd;
+  } catch (error) {
+    fs.closeSync(fd);
+    throw error;
+  }
+}
+
 /** The script's log on disk: 0600, started anew, bounded. Trouble with it never stops the script. */
 class LogFile {
   readonly #say: Say;
@@ -196,11 +244,9 @@ class LogFile {
     const file = relative
       ? path.resolve(logDir, log_path.trim())
       : expandPath(log_path, environment, homeDir);
-    const { O_WRONLY, O_CREAT, O_TRUNC, O_NOFOLLOW } = fs.constants;
     try {
       fs.mkdirSync(path.dirname(file), { recursive: true });
-      // Not through a link: the folder may be everyone's /tmp.
-      this.#fd = fs.openSync(file, O_WRONLY | O_CREAT | O_TRUNC | O_NOFOLLOW, 0o600);
+      this.#fd = openOwnFile(file);
     } catch (error) {
       say("warn", `The log file ${file} can't be written: ${describe(error)}`);
     }

@@ -1,15 +1,8 @@
-// The entry point. It imports nothing but Node's own statically: what it loads is compiled after the cache is on, and
-// read all at once.
-import { mkdirSync } from "node:fs";
-import nodeModule from "node:module";
-import { homedir } from "node:os";
-import path from "node:path";
+// All commands, as ES modules. launch.ts comes before it.
 import type { CommandModule } from "./program.ts";
+import { commandName } from "./words.ts";
 
-/**
- * Which module registers a command. Only the one that is called gets loaded: IDEs start `coder ssh` often, and
- * it must never pay for a server.
- */
+/** Which module registers a command. Only the one that is called gets loaded: it must never pay for a server. */
 const MODULES: Record<string, () => Promise<CommandModule>> = {
   login: () => import("./commands/login.ts"),
   logout: () => import("./commands/login.ts"),
@@ -37,33 +30,6 @@ const MODULES: Record<string, () => Promise<CommandModule>> = {
   quickstart: () => import("./commands/quickstart.ts"),
 };
 
-/** The first word that is no option and no option's value. */
-function commandName(args: readonly string[]): string | undefined {
-  for (let i = 0; i < args.length; i++) {
-    if (["--url", "--token", "--global-config"].includes(args[i])) i++;
-    else if (!args[i].startsWith("-")) return args[i];
-  }
-  return undefined;
-}
-
-/** Node 22.1 and newer keep what V8 compiled for the next start: in a folder of the user's own, for it is code. */
-function useCompileCache(): void {
-  const { enableCompileCache } = nodeModule as { enableCompileCache?: (dir: string) => unknown };
-  if (!enableCompileCache || process.env["NODE_DISABLE_COMPILE_CACHE"]) return;
-  const { env } = process;
-  const base =
-    env["XDG_CACHE_HOME"] ??
-    (process.platform === "win32" ? env["LOCALAPPDATA"] : undefined) ??
-    path.join(homedir(), process.platform === "darwin" ? "Library/Caches" : ".cache");
-  const dir = path.join(base, "coder", "compiled");
-  try {
-    mkdirSync(dir, { recursive: true, mode: 0o700 });
-    enableCompileCache(dir);
-  } catch {
-    // a read-only home: compiled each time, as before
-  }
-}
-
 async function main(args: string[]): Promise<void> {
   const name = commandName(args);
   const module = name === undefined ? undefined : MODULES[name];
@@ -75,7 +41,6 @@ async function main(args: string[]): Promise<void> {
   await newProgram(new Set(modules)).parseAsync(args, { from: "user" });
 }
 
-useCompileCache();
 main(process.argv.slice(2)).catch(async (error: unknown) => {
   const { reportError } = await import("./errors.ts");
   process.exitCode = reportError(error);

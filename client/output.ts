@@ -8,8 +8,15 @@ export function outputOption(...formats: OutputFormat[]): Option {
   return new Option("-o, --output <format>", "output format").choices(formats).default(formats[0]);
 }
 
+/** JSON itself escapes only what is below U+0020; DEL and the controls above it (U+009B is CSI) steer terminals, too. */
+export const formatJson = (value: unknown): string =>
+  JSON.stringify(value, null, 2).replace(
+    /[\x7f-\x9f]/g,
+    (char) => `\\u${char.charCodeAt(0).toString(16).padStart(4, "0")}`,
+  );
+
 export function printJson(value: unknown): void {
-  process.stdout.write(`${JSON.stringify(value, null, 2)}\n`);
+  process.stdout.write(`${formatJson(value)}\n`);
 }
 
 /** Left-aligned columns, two spaces apart, headings in capitals; an empty list prints headings alone. */

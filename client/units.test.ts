@@ -10,7 +10,7 @@ import { parseAddress } from "./commands/server.ts";
 import { configDir, forgetSession, parseServerUrl, readLogin, writeLogin } from "./config.ts";
 import { durationMsIn, formatDuration, parseDurationMs } from "./duration.ts";
 import { ApiError, CliError, reportError } from "./errors.ts";
-import { formatAge, formatTable } from "./output.ts";
+import { formatAge, formatJson, formatTable } from "./output.ts";
 import { Presses } from "./presses.ts";
 import { printable } from "./text.ts";
 import { chooseAgent, collectParameters, parseWorkspaceName, workspaceOfHost } from "./workspace.ts";
@@ -186,6 +186,19 @@ describe("command line", () => {
         for (const char of formatTable([{ name }], ["name"]).replaceAll("\n", ""))
           assert.ok(char >= " " && char !== "\x7f");
       }),
+    );
+  });
+
+  it("JSON of what a workspace says holds no control character, and reads as the same", () => {
+    fc.assert(
+      fc.property(
+        fc.string({ unit: fc.integer({ max: 0xff }).map((n) => String.fromCharCode(n)) }),
+        (what) => {
+          const text = formatJson({ what });
+          assert.doesNotMatch(text.replaceAll("\n", ""), /[\x00-\x1f\x7f-\x9f]/);
+          assert.deepEqual(JSON.parse(text), { what });
+        },
+      ),
     );
   });
 

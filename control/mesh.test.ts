@@ -3,6 +3,8 @@ import { randomUUID } from "node:crypto";
 import { setTimeout as delay } from "node:timers/promises";
 import { pino } from "pino";
 import { CoordinatorClient, type CoordinatorError, verifyEd25519 } from "../coordinator/client.ts";
+import { Coordinator } from "../coordinator/coordinator.ts";
+import { generateSigningKey, Signer } from "../coordinator/signing.ts";
 import { RelayClient } from "../derp/client/regions.ts";
 import { MeshNode, newIdentity } from "../mesh/node/node.ts";
 import type { DerpMapLike } from "../mesh/node/relay.ts";
@@ -22,7 +24,9 @@ import {
   type TestPlane,
   until,
 } from "./api/testing.ts";
+import { PostgresStore } from "./db/queries/mesh-store.ts";
 import { type TestDatabase, testDatabase } from "./db/testing.ts";
+import { Revocation } from "./mesh/revocation.ts";
 import { type MeshServices, startMeshServices } from "./mesh.ts";
 
 const COORDINATE = /^\/api\/v2\/mesh\/coordinate$/;
@@ -124,6 +128,43 @@ describe("mesh services of a control plane", () => {
     const made = join(server.test.plane.url, token, role);
     nodes.push(made.node);
     return made;
+  }
+
+  /** What another replica tells its relay. */
+  function relayOnly() {
+    const { topics } = server.test.plane;
+    const onError = (error: unknown) => assert.fail(String(error));
+    const store = new PostgresStore({ knex: database.knex, topics, replicaId: randomUUID(), onError });
+    const coordinator = new Coordinator({
+      store,
+      signer: new Signer([generateSigningKey()]),
+      authorize: async () => ({ allowed: false, code: "ERR_FORBIDDEN", message: "no" }),
+      relayMap: () => ({ Regions: {} }),
+      nowMs: Date.now,
+      newId: randomUUID,
+    });
+    const keys: string[] = [];
+    const subjects: string[] = [];
+    const relay = {
+      closePeer: (key: Uint8Array) => void keys.push(Buffer.from(key).toString("base64")),
+      closeSubject: (subject: string) => void subjects.push(subject),
+    };
+    const now = () => new Date();
+    const revocation = new Revocation({
+      knex: database.knex,
+      topics,
+      store,
+      coordinator,
+      relay,
+      now,
+      onError,
+    });
+    const stop = async () => {
+      await revocation.stop();
+      coordinator.close();
+      await store.close();
+    };
+    return { keys, subjects, stop };
   }
 
   /** A user with a running workspace whose agent is connected. */
@@ -284,6 +325,26 @@ describe("mesh services of a control plane", () => {
       await cut(stream, () => server.services.coordinator.dismissAgent(agentId));
       assert.equal(agent.revoked.length, 1);
     });
+  });
+
+  it("a relay of a server that starts later, or beside, refuses whose credential is over as well", async () => {
+    const { user, userId, agentId } = await person();
+    const { body } = await user.post("/users/me/keys/tokens", {});
+    const token: string = body.key;
+    const client = connected(token, "client");
+    await client.coordinator.requestGrant(agentId);
+    const beside = relayOnly();
+    await user.delete(`/users/me/keys/${token.split("-")[0]}`);
+    const told = async (of: { keys: string[] }) => of.keys.includes(client.nodeKey);
+    await until("the other replica's relay to be told", () => told(beside));
+    await beside.stop();
+    await owner.put(`/users/${userId}/status/suspend`);
+    await database.knex("mesh_grants").update({ revoked_at: new Date(Date.now() - 3_600_000) });
+    const later = relayOnly();
+    await until("the later relay to be told", async () => {
+      return (await told(later)) && later.subjects.includes(`user:${userId}`);
+    });
+    await later.stop();
   });
 
   it("a workspace is reached by name, which tells what the command wants to know", async () => {

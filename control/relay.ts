@@ -105,14 +105,20 @@ export async function startRelayServices(config: RelayConfig, logger: Logger): P
       if (relay) throw new TypeError("the relay was started already");
       const { admission, modulePath } = config;
       const shared = { privateKey: keys.privateKey, logger, admission, rates };
+      const inThisProcess = () =>
+        new DerpServer({ ...shared, tickets: { keys: signingKeys, verify: verifyEd25519 } });
       if (config.process === "own" && modulePath !== undefined && existsSync(modulePath)) {
         const listen: RelayListen | undefined =
           config.tls && config.listen ? { ...config.listen, tls: config.tls } : undefined;
-        ownProcess = new RelayProcess({ ...shared, modulePath, listen, signingKeys });
+        ownProcess = new RelayProcess({
+          ...shared,
+          modulePath,
+          listen,
+          signingKeys,
+          fallback: inThisProcess,
+        });
         relay = ownProcess;
-      } else {
-        relay = new DerpServer({ ...shared, tickets: { keys: signingKeys, verify: verifyEd25519 } });
-      }
+      } else relay = inThisProcess();
       return relay;
     },
     relayMap(accessUrl) {

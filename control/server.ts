@@ -74,6 +74,8 @@ export interface ControlPlane {
   queue: PostgresJobQueue;
   topics: Topics;
   deploymentId: string;
+  /** Stops the daemons, which may take as long as running builds do. Everything else goes on meanwhile. */
+  drain(): Promise<void>;
   /** Daemons first, then requests under way, at most `timeoutMs`; whatever is left is cut. The pool stays open. */
   stop(timeoutMs?: number): Promise<void>;
 }
@@ -83,7 +85,14 @@ const DEFAULT_LIMITS: ApiLimits = {
   bodyBytes: 1 << 20,
   agentLogBytes: 1 << 20,
 };
-const STOP_TIMEOUT_MS = 10_000;
+/** For requests under way. Whoever waits for the next server waits for this one's last client. */
+const STOP_TIMEOUT_MS = 3_000;
+/** For WebSockets, which were told to close. */
+const CLOSE_GRACE_MS = 1_000;
+/** A TCP connection that doesn't get as far as TLS. */
+const TLS_HANDSHAKE_MS = 10_000;
+/** Upgrades that come between listening and the start of what serves them; all nodes are back within that moment. */
+const MAX_EARLY_UPGRADES = 4_096;
 
 export class ServerError extends MeshError {
   readonly code: "ERR_PORT_IN_USE" | "ERR_LISTEN";
@@ -142,20 +151,48 @@ export async function startControlPlane(options: ControlPlaneOptions): Promise<C
     if (mount) mount.handle(req, res);
     else void api(req, res);
   };
-  const sockets = new Set<Duplex>();
+  const logins = new Logins();
+  const upgraded = new Set<Duplex>();
+  /** Of all servers, those in a TLS handshake too, which no server counts among what it can close. */
+  const connections = new Set<Duplex>();
+  let early = 0;
+  let setStarted = (): void => {};
+  let started: Promise<void> | undefined = new Promise((resolve) => {
+    setStarted = () => {
+      started = undefined;
+      resolve();
+    };
+  });
   const server = http.createServer(onRequest);
-  const tlsServer = options.tls && https.createServer(options.tls.options, onRequest);
+  const tlsServer =
+    options.tls &&
+    https.createServer({ handshakeTimeout: TLS_HANDSHAKE_MS, ...options.tls.options }, onRequest);
   const servers = tlsServer ? [server, tlsServer] : [server];
   for (const one of servers) {
     one.headersTimeout = 20_000;
     one.requestTimeout = 120_000;
     one.keepAliveTimeout = 65_000;
-    one.on("upgrade", (req: IncomingMessage, socket: Duplex, head: Buffer) => {
-      sockets.add(socket);
-      socket.on("close", () => sockets.delete(socket));
-      socket.on("error", () => socket.destroy());
-      void upgrade(deps, upgrades, req, socket, head);
+    one.on("connection", (socket: Duplex) => {
+      connections.add(socket);
+      socket.on("close", () => connections.delete(socket));
     });
+    one.on("upgrade", (req: IncomingMessage, socket: Duplex, head: Buffer) => {
+      upgraded.add(socket);
+      socket.on("close", () => upgraded.delete(socket));
+      socket.on("error", () => socket.destroy());
+      void onUpgrade(req, socket, head);
+    });
+  }
+
+  async function onUpgrade(req: IncomingMessage, socket: Duplex, head: Buffer): Promise<void> {
+    if (started) {
+      if (early >= MAX_EARLY_UPGRADES) return refuse(socket, STARTING);
+      early++;
+      await started;
+      early--;
+      if (socket.destroyed) return;
+    }
+    await upgrade(deps, upgrades, logins, req, socket, head);
   }
 
   let url: string;
@@ -179,25 +216,32 @@ export async function startControlPlane(options: ControlPlaneOptions): Promise<C
   const sweeper = setInterval(sweep, REAP_EVERY_MS);
   let daemons: { stop(): Promise<void> } | undefined;
 
+  async function drain(): Promise<void> {
+    await daemons?.stop();
+  }
+
   async function stop(timeoutMs = STOP_TIMEOUT_MS): Promise<void> {
     clearInterval(sweeper);
-    await daemons?.stop();
+    await drain();
     const closed = Promise.all(
       servers.map((one) => new Promise<void>((resolve) => one.close(() => resolve()))),
     );
     follow.close();
     for (const one of servers) one.closeIdleConnections();
+    const hangUp = setTimeout(() => destroyAll(upgraded), Math.min(CLOSE_GRACE_MS, timeoutMs));
     const cut = setTimeout(() => {
-      for (const socket of sockets) socket.destroy();
-      for (const one of servers) one.closeAllConnections();
+      destroyAll(upgraded);
+      destroyAll(connections);
     }, timeoutMs);
     await closed;
+    clearTimeout(hangUp);
     clearTimeout(cut);
     await closeTopics();
   }
 
   try {
     daemons = await options.startDaemons?.({ queue, topics, accessUrl });
+    setStarted();
   } catch (error) {
     await stop(0);
     throw error;
@@ -205,7 +249,44 @@ export async function startControlPlane(options: ControlPlaneOptions): Promise<C
   logger.info({ url, tlsUrl, accessUrl }, "control plane listening");
   const { port } = server.address() as AddressInfo;
   const setTls = (context: https.ServerOptions): void => tlsServer?.setSecureContext(context);
-  return { url, tlsUrl, setTls, accessUrl, port, queue, topics, deploymentId, stop };
+  return { url, tlsUrl, setTls, accessUrl, port, queue, topics, deploymentId, drain, stop };
+}
+
+/** Upgrades are no requests a user is counted by before it is known who asks, so no more look that up at once. */
+const MAX_UPGRADE_LOGINS = 8;
+/** Waiting for that: all nodes of a large deployment after a restart. */
+const MAX_WAITING_LOGINS = 8_192;
+
+/** Takes turns: a storm of upgrades, with good tokens or bad, leaves most of the database's connections to others. */
+class Logins {
+  #running = 0;
+  readonly #waiting: (() => void)[] = [];
+
+  /** @throws {ApiError} 503 */
+  async run<T>(work: () => Promise<T>): Promise<T> {
+    if (this.#waiting.length >= MAX_WAITING_LOGINS) throw BUSY;
+    if (this.#running >= MAX_UPGRADE_LOGINS)
+      await new Promise<void>((resolve) => this.#waiting.push(resolve));
+    else this.#running++;
+    try {
+      return await work();
+    } finally {
+      const next = this.#waiting.shift();
+      if (next) next();
+      else this.#running--;
+    }
+  }
+}
+
+const BUSY = new ApiError(503, "ERR_BUSY", "Too many connections are being opened. Try again.", {
+  retryAfterSeconds: 1,
+});
+const STARTING = new ApiError(503, "ERR_STARTING", "The server is starting. Try again.", {
+  retryAfterSeconds: 1,
+});
+
+function destroyAll(sockets: Iterable<Duplex>): void {
+  for (const socket of sockets) socket.destroy();
 }
 
 const pathOf = (req: IncomingMessage): string => (req.url ?? "/").split("?", 1)[0];
@@ -213,6 +294,7 @@ const pathOf = (req: IncomingMessage): string => (req.url ?? "/").split("?", 1)[
 async function upgrade(
   deps: ApiDeps,
   upgrades: Upgrade[],
+  logins: Logins,
   req: IncomingMessage,
   socket: Duplex,
   head: Buffer,
@@ -222,7 +304,10 @@ async function upgrade(
     const found = upgrades.find((candidate) => candidate.path.test(path));
     if (!found) throw new ApiError(404, "ERR_NO_ROUTE", "Nothing here can be upgraded to.");
     await found.handle(req, socket, head, async () => {
-      const identity = await authenticateAny(deps, req, deps.now());
+      const identity = await logins.run(async () =>
+        // Whoever gave up meanwhile costs nothing.
+        socket.destroyed ? undefined : authenticateAny(deps, req, deps.now()),
+      );
       if (!identity)
         throw new ApiError(
           401,

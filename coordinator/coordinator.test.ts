@@ -81,6 +81,54 @@ describe("coordinator", () => {
     ]);
   });
 
+  it("an agent whose home flaps is told of at once a few times, then with its heartbeats, the latest home last", async () => {
+    let now = 1_000_000;
+    const d = deps({ nowMs: () => now });
+    const coordinator = new Coordinator(d);
+    const user = new Peer(coordinator, alice);
+    await user.hello(9);
+    await user.say({ type: "grant-request", request: 1, agentId: AGENT });
+    const agent = new Peer(coordinator, { kind: "agent", agentId: AGENT });
+    await agent.hello(7, 999);
+    for (let i = 1; i <= 100; i++) await agent.say({ type: "home", homeRegion: i });
+    const told = () => user.said.filter(({ type }) => type === "record").length;
+    assert.ok(told() <= 10, `${told()} records`);
+    coordinator.heard(agent.link);
+    await agent.link.tail;
+    assert.equal((await d.store.getRecord(AGENT))?.record.homeRegion, 100);
+    now += 5_000;
+    const before = told();
+    await agent.say({ type: "home", homeRegion: 5 });
+    assert.equal(told(), before + 1);
+  });
+
+  it("a user's connections decide few grants at once, and together not too many", async () => {
+    let running = 0;
+    let most = 0;
+    const coordinator = new Coordinator(
+      deps({
+        async authorize() {
+          most = Math.max(most, ++running);
+          await new Promise((resolve) => setImmediate(resolve));
+          running--;
+          return { allowed: false, code: "ERR_NOT_FOUND", message: "none" };
+        },
+      }),
+    );
+    const peers = Array.from({ length: 60 }, () => new Peer(coordinator, alice));
+    await Promise.all(peers.map((peer) => peer.hello(9)));
+    const ask = (peer: Peer, request: number) => peer.say({ type: "grant-request", request, agentId: AGENT });
+    await Promise.all(peers.flatMap((peer) => Array.from({ length: 50 }, (_, i) => ask(peer, i + 1))));
+    assert.equal(most, 4);
+    const codes = peers.flatMap(({ said }) => said.map((message) => ("code" in message ? message.code : "")));
+    assert.equal(codes.filter((code) => code === "ERR_NOT_FOUND").length, 2 * MAX_WATCHED_AGENTS);
+    assert.equal(codes.filter((code) => code === "ERR_BUSY").length, 3_000 - 2 * MAX_WATCHED_AGENTS);
+    const other = new Peer(coordinator, { ...alice, userId: randomUUID() } as NodeSubject);
+    await other.hello(10);
+    await ask(other, 1);
+    assert.equal(other.last("error").code, "ERR_NOT_FOUND");
+  });
+
   it("a late goodbye of an agent's old connection does not remove its new one", async () => {
     const presence: boolean[] = [];
     const d = deps({ onAgentPresence: (_, connected) => presence.push(connected) });

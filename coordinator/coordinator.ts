@@ -12,6 +12,7 @@ import { WireError } from "../mesh/wire/errors.ts";
 import { encodeStatement } from "../mesh/wire/signed.ts";
 import { NodeLink } from "./link.ts";
 import { LinkSet } from "./links.ts";
+import { Pace } from "./pace.ts";
 import { encodeResumeToken } from "./resume.ts";
 import type { Signer } from "./signing.ts";
 import type { IssuedGrant, NodeStore, StoredRecord } from "./store.ts";
@@ -62,8 +63,8 @@ export interface NodeConnection {
 export interface AcceptOptions {
   /** hashCredential() of what the node logged in with; without it the node gets no resume token. */
   credential?: string;
-  /** From the resume token it showed. */
-  resumed?: { linkId: string; nodeKey: string };
+  /** From the resume token it showed, and that itself. Its credential is to be looked up, then `confirm` called. */
+  resumed?: { linkId: string; nodeKey: string; token?: string };
 }
 
 /** Some grants, and the workspace of their agents as far as it is known. */
@@ -86,6 +87,16 @@ export const MAX_WATCHED_AGENTS = 1024;
 /** Connections at once: commands of one user, and of one agent (a new one beside one that died silently). */
 export const MAX_LINKS_PER_USER = 512;
 export const MAX_LINKS_PER_AGENT = 8;
+/**
+ * What a user's connections may ask for together: each grant is a decision and a row. A daemon that was restarted asks for
+ * all its agents at once. No more decisions are under way than leave most of the database's connections to others.
+ */
+const GRANT_PACE = { burst: 2 * MAX_WATCHED_AGENTS, perSecond: 32, concurrent: 4 };
+/** Subjects remembered until they are forgotten. */
+const SWEEP_PACE_AT = 1_024;
+/** An agent's home moves that are told at once, and how soon it may have one more; later ones wait for a heartbeat. */
+const HOME_MOVES = 8;
+const HOME_MOVE_MS = 5_000;
 /** Types we don't know come from newer nodes, a few; more is noise. */
 const MAX_UNKNOWN_MESSAGES = 64;
 
@@ -113,6 +124,7 @@ export class Coordinator {
   readonly #unwatch: () => void;
   /** Counts revocations: a decision made before one may be void after it. */
   #revocations = 0;
+  readonly #grantPace = new Pace(GRANT_PACE);
   readonly #counters = {
     accepted: 0,
     resumed: 0,
@@ -161,6 +173,7 @@ export class Coordinator {
     const link = new NodeLink(resumed?.linkId ?? this.#deps.newId(), subject, connection);
     link.credential = credential;
     link.resumedKey = resumed?.nodeKey;
+    link.unconfirmedToken = resumed?.token;
     this.#counters.accepted++;
     if (resumed) this.#counters.resumed++;
     const others = this.#links.of(subject);
@@ -262,6 +275,17 @@ export class Coordinator {
     );
   }
 
+  /** The credential of a node that showed a resume token is still good: it gets a relay ticket and a new token. */
+  confirm(link: NodeLink): void {
+    link.unconfirmedToken = undefined;
+    if (this.#links.has(link) && link.nodeKey !== undefined) this.#sendTickets(link);
+  }
+
+  #sendTickets(link: NodeLink): void {
+    const { relayTicket: ticket, resumeToken } = this.#tickets(link);
+    link.connection.send({ type: "relay-ticket", ticket, resumeToken });
+  }
+
   /** The node answered a ping. */
   heard(link: NodeLink): void {
     if (link.nodeKey === undefined || !this.#links.has(link)) return;
@@ -271,10 +295,7 @@ export class Coordinator {
     this.#links.unwatchExpired(link, now);
     // Below zero the clock was set back: a statement from the future is believed by nobody.
     const isStale = (issuedAtMs: number) => now < issuedAtMs || now - issuedAtMs >= RENEW_MS;
-    if (isStale(link.ticketAtMs)) {
-      const { relayTicket: ticket, resumeToken } = this.#tickets(link);
-      link.connection.send({ type: "relay-ticket", ticket, resumeToken });
-    }
+    if (link.unconfirmedToken === undefined && isStale(link.ticketAtMs)) this.#sendTickets(link);
     if (link.owes || (link.published && isStale(link.publishedAtMs)))
       // Should the store fail, the next answer to a ping tries again.
       link.tail = link.tail.then(() => this.#makeUpFor(link)).catch(() => undefined);
@@ -375,9 +396,12 @@ export class Coordinator {
       case "home":
         if (link.homeRegion === message.homeRegion) return;
         link.homeRegion = message.homeRegion;
-        return this.#publish(link);
+        if (this.#mayMove(link)) return this.#publish(link);
+        // Each move is a row and a message to everybody who works with the agent.
+        link.publishedAtMs = Number.NEGATIVE_INFINITY;
+        return;
       case "grant-request":
-        return this.#grant(link, message.request, targetOf(message));
+        return this.#paced(link, message.request, targetOf(message));
       case "still-granted":
         return link.connection.send({
           type: "void-grants",
@@ -407,7 +431,8 @@ export class Coordinator {
       version: Math.min(hello.version, COORDINATOR_VERSION),
       serverTimeMs: this.#deps.nowMs(),
       signingKeys: this.#signer.publicKeys,
-      ...this.#tickets(link),
+      // Whoever only shows a resume token has the ticket that came with it, and nothing that lasts longer for it.
+      ...(link.unconfirmedToken === undefined ? this.#tickets(link) : { resumeToken: link.unconfirmedToken }),
       voidGrants: voidGrants.slice(0, MAX_LIVE_GRANTS),
       ...(link.subject.kind === "agent" ? { agentId: link.subject.agentId } : {}),
     });
@@ -472,6 +497,33 @@ export class Coordinator {
     link.published = true;
     link.publishedAtMs = issuedAt;
     this.#deps.onAgentPresence?.(subject.agentId, true);
+  }
+
+  #mayMove(link: NodeLink): boolean {
+    const now = this.#deps.nowMs();
+    link.homeMoves ??= { left: HOME_MOVES, at: now };
+    const moves = link.homeMoves;
+    moves.left = Math.min(HOME_MOVES, moves.left + Math.max(0, now - moves.at) / HOME_MOVE_MS);
+    moves.at = now;
+    if (moves.left < 1) return false;
+    moves.left--;
+    return true;
+  }
+
+  async #paced(link: NodeLink, request: number, target: ReachTarget): Promise<void> {
+    const { subject, connection } = link;
+    if (subject.kind !== "user") return this.#grant(link, request, target);
+    const now = this.#deps.nowMs();
+    if (this.#grantPace.size >= SWEEP_PACE_AT) this.#grantPace.sweep(now);
+    const done = await this.#grantPace.run(subject.userId, now, () => this.#grant(link, request, target));
+    if (done) return;
+    this.#counters.refusals++;
+    connection.send({
+      type: "error",
+      request,
+      code: "ERR_BUSY",
+      message: "you ask for too many sessions at once; wait some seconds and try again",
+    });
   }
 
   async #grant(link: NodeLink, request: number, target: ReachTarget): Promise<void> {

@@ -10,6 +10,8 @@ export class NodeLink {
   nodeKey: string | undefined;
   /** The key its resume token named. */
   resumedKey: string | undefined;
+  /** The resume token it showed, until its credential was looked up: up to then it gets nothing that would outlive it. */
+  unconfirmedToken: string | undefined;
   /** hashCredential() of what it logged in with. */
   credential: string | undefined;
   /** An agent whose record is out: clients can find it. */
@@ -18,6 +20,8 @@ export class NodeLink {
   /** When its relay ticket and resume token were made. */
   ticketAtMs = 0;
   homeRegion: number | undefined;
+  /** Of an agent: how often it may move its home now, as of `at`. */
+  homeMoves: { left: number; at: number } | undefined;
   /** What could not be done at hello because the store was away. */
   owes: { liveGrants: string[] } | undefined;
   unknownMessages = 0;

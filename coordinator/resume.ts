@@ -11,7 +11,7 @@ import { createHash } from "node:crypto";
 import * as z from "zod";
 import { concatBytes, fromBase64, fromUtf8, toHex, utf8 } from "../mesh/wire/bytes.ts";
 import { MAX_RESUME_TOKEN_CHARS } from "../mesh/wire/coordinator.ts";
-import { KEY_ID_BYTES, NodeKey, type PublicSigningKey, SIGNATURE_BYTES } from "../mesh/wire/signed.ts";
+import { isNodeKey, KEY_ID_BYTES, type PublicSigningKey, SIGNATURE_BYTES } from "../mesh/wire/signed.ts";
 import type { NodeSubject } from "./coordinator.ts";
 import { verifyEd25519 } from "./ed25519.ts";
 
@@ -30,7 +30,7 @@ const Subject: z.ZodType<NodeSubject> = z.discriminatedUnion("kind", [
 
 const ResumeToken = z.object({
   subject: Subject,
-  nodeKey: NodeKey,
+  nodeKey: z.string().refine(isNodeKey),
   /** hashCredential() of what the node logged in with. */
   credential: z.string().max(64),
   /** The id its connection had: what it had published stays its own. */

@@ -1,10 +1,20 @@
 import assert from "node:assert/strict";
 import { readFileSync } from "node:fs";
+import fc from "fast-check";
 import nacl from "tweetnacl";
 import { fromHex, toHex, utf8 } from "../mesh/wire/bytes.ts";
 import { HEADER_BYTES } from "../mesh/wire/derp.ts";
 import { WireError } from "../mesh/wire/errors.ts";
-import { keyPair, openClientInfo, openServerInfo, sealClientInfo, sealServerInfo, sharedKey } from "./box.ts";
+import {
+  keyPair,
+  openClientInfo,
+  openServerInfo,
+  portableSharedKey,
+  sealClientInfo,
+  sealServerInfo,
+  sharedKey,
+  WORTHLESS,
+} from "./box.ts";
 
 const { boxes } = JSON.parse(readFileSync(new URL("../test/vectors/derp.json", import.meta.url), "utf8"));
 const hex = (text: string): Uint8Array => fromHex(text.replaceAll(" ", ""));
@@ -59,7 +69,33 @@ describe("DERP handshake boxes", () => {
       "00".repeat(32),
       `01${"00".repeat(31)}`,
       "e0eb7a7c3b41b8ae1656e3faf19fc46ada098deb9c32b1fd866205165f49b800",
-    ])
+    ]) {
       assert.throws(() => sharedKey(hex(point), server.privateKey), WireError);
+      assert.throws(() => portableSharedKey(hex(point), server.privateKey), WireError);
+    }
+  });
+
+  it("the key that everybody can compute is the one that boxes of a low-order point would have", () => {
+    assert.deepEqual(nacl.box.before(new Uint8Array(32), new Uint8Array(32).fill(1)), WORTHLESS);
+  });
+
+  it("OpenSSL's keys are tweetnacl's", () => {
+    const anyKey = fc.uint8Array({ minLength: 32, maxLength: 32 });
+    fc.assert(
+      fc.property(anyKey, anyKey, (a, b) => {
+        const [mine, theirs] = [keyPair(a), keyPair(b)];
+        assert.deepEqual(mine.publicKey, nacl.box.keyPair.fromSecretKey(a).publicKey);
+        const shared = sharedKey(theirs.publicKey, a);
+        assert.deepEqual(shared, portableSharedKey(theirs.publicKey, a));
+        assert.deepEqual(shared, sharedKey(mine.publicKey, b));
+      }),
+      { numRuns: 20 },
+    );
+  });
+
+  it("a key of another length is refused", () => {
+    assert.throws(() => keyPair(new Uint8Array(31)), RangeError);
+    assert.throws(() => sharedKey(new Uint8Array(33), server.privateKey), RangeError);
+    assert.throws(() => sharedKey(server.publicKey, new Uint8Array(31)), RangeError);
   });
 });

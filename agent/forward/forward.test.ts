@@ -167,6 +167,16 @@ describe("forwards", () => {
       assert.equal((await readAll(client)).toString(), "six");
     });
 
+    it("localhost is reached also while this process is busy with something else", async () => {
+      const port = await serve((socket) => socket.end("here"));
+      const { client } = open(hostPortService("tcp", "localhost", port));
+      // Longer than Node gives the first of several addresses before it drops that for the next.
+      for (const until = performance.now() + 400; performance.now() < until; );
+      const answer = await readAnswer(client);
+      assert.equal(answer.status, ANSWER.ok, answer.text);
+      assert.equal((await readAll(client)).toString(), "here");
+    });
+
     it("says why there is no connection", async () => {
       const port = await serve(() => {});
       cleanUp.pop()?.();
@@ -423,6 +433,19 @@ describe("forwards", () => {
       fs.symlinkSync("/nowhere", path.join(dir, "link"));
       assert.match((await refusal({ kind: "unix", path: "link" })).text, /no socket/);
       assert.deepEqual(fs.readdirSync(dir).sort(), ["link", "stale.sock"]);
+    });
+
+    it("a socket whose folder became something else is left alone at the end", async () => {
+      const folder = path.join(dir, "sub");
+      fs.mkdirSync(folder);
+      const { client, served } = listen({ kind: "unix", path: "sub/x.sock" });
+      assert.equal((await readAnswer(client)).status, ANSWER.ok);
+      fs.rmSync(folder, { recursive: true });
+      fs.writeFileSync(folder, "a file"); // every look below it fails with ENOTDIR now, not with ENOENT
+      client.end();
+      client.resume();
+      await served;
+      assert.equal(fs.readFileSync(folder, "utf8"), "a file");
     });
   });
 });

@@ -240,17 +240,32 @@ export async function listenUnix(file: string, options: ListenerOptions): Promis
     }
     await listening;
     callbacks.servers.push(server);
+    const ours = fs.lstatSync(bound);
     fs.linkSync(bound, file); // unlike rename it never replaces what came meanwhile
+    callbacks.cleanUp = () => removeIfStill(ours, file);
+    fs.unlinkSync(bound);
+    return callbacks;
   } catch (error) {
     callbacks.close();
-    fs.rmSync(bound, { force: true });
+    removeQuietly(bound);
     throw error instanceof TargetError ? error : whyNot(error as NodeJS.ErrnoException, file);
   }
-  const { ino, dev } = fs.lstatSync(bound);
-  fs.unlinkSync(bound);
-  callbacks.cleanUp = () => {
+}
+
+/** Whoever uses the workspace may have put anything in a socket's place, or in its folder's. Never throws. */
+function removeIfStill(ours: fs.Stats, file: string): void {
+  try {
     const now = fs.lstatSync(file, { throwIfNoEntry: false });
-    if (now && now.ino === ino && now.dev === dev) fs.rmSync(file, { force: true });
-  };
-  return callbacks;
+    if (now && now.ino === ours.ino && now.dev === ours.dev) fs.rmSync(file, { force: true });
+  } catch {
+    // its folder is no folder any more, or closed to us: nothing of ours is there
+  }
+}
+
+function removeQuietly(file: string): void {
+  try {
+    fs.rmSync(file, { force: true });
+  } catch {
+    // as above
+  }
 }

@@ -120,6 +120,16 @@ function connect(
   });
 }
 
+/** Of several addresses, so many are given a fair chance within the time there is. */
+const FAIR_ATTEMPTS = 3;
+
+/**
+ * Node tries addresses one after the other and drops each, for good, after 250 ms: less than a far host or a busy
+ * moment of this process takes, and the next may be an address nobody listens on. Loopback answers at once or never.
+ */
+const attemptTimeoutMs = (host: string, timeoutMs: number): number =>
+  isLocalhost(host) ? timeoutMs : Math.ceil(timeoutMs / FAIR_ATTEMPTS);
+
 /**
  * Connects to a port. Every address of the name is tried; for "localhost" both loopback addresses.
  *
@@ -137,6 +147,7 @@ export function connectTcp(
     allowHalfOpen: true,
     noDelay: true,
     autoSelectFamily: true,
+    autoSelectFamilyAttemptTimeout: attemptTimeoutMs(host, timeoutMs),
     ...(isLocalhost(host) ? { lookup: lookupLocalhost } : {}),
   });
   return connect(socket, `${host.includes(":") ? `[${host}]` : host}:${port}`, signal, timeoutMs);

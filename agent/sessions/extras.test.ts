@@ -85,6 +85,13 @@ describe("a session's extras", () => {
       assert.match(await text(session), /The agent has no identities\.\nstatus=1/);
     });
 
+    it("a session that replaces the folder of its socket harms nobody", async () => {
+      const command = 'd=$(dirname "$SSH_AUTH_SOCK"); rm -r "$d"; touch "$d"; echo "$d"';
+      const folder = (await text(exec(command, { agent: { token: TOKEN } }, fakePeer()))).trim();
+      assert.ok(path.isAbsolute(folder), folder);
+      assert.equal(fs.existsSync(folder), false);
+    });
+
     it("without a client to ask there is none", async () => {
       assert.equal(await text(exec('echo "<$SSH_AUTH_SOCK>"', { agent: { token: TOKEN } })), "<>\n");
     });

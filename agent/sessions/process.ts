@@ -122,6 +122,14 @@ export async function startPlain(
     const [file, ...args] = argv;
     const stdio = [...(pipes?.child ?? (["pipe", "pipe", "pipe"] as const)), ...sealedStdio()];
     child = spawn(file, args, { env, cwd, detached: true, stdio });
+  } catch (cause) {
+    // Most failures come as an event; E2BIG, ENOMEM and their like don't, and nobody else would close these.
+    for (const end of [pipes?.stdin, pipes?.stdout, pipes?.stderr]) end?.destroy();
+    const why = cause instanceof Error ? cause.message : String(cause);
+    const hint = why.includes("E2BIG")
+      ? "; the command and the environment of template and client are too large"
+      : "";
+    throw new StartError(`the workspace could not start the process: ${why}${hint}`, { cause });
   } finally {
     for (const fd of pipes?.child ?? []) fs.closeSync(fd);
   }

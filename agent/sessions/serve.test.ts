@@ -442,6 +442,37 @@ describe("session service", () => {
       assert.ok(other?.kind === "openFailed" && other.reason === OPEN_FAILED_REASONS.unknownKind);
     });
 
+    it("an environment the system does not take is told, and leaves nothing open", async function () {
+      if (process.platform !== "linux") {
+        console.log("skipped: needs /proc");
+        this.skip();
+      }
+      // As from a template that hands a bundle of certificates to its agent.
+      const environment = { ...deps.environment, BUNDLE: "x".repeat(200_000) };
+      const tried = async () => {
+        const [client, agent] = duplexPair();
+        const served = serveSession(
+          agent,
+          { kind: "exec", command: "true", env: {} },
+          { ...deps, environment },
+        );
+        const last = await collectSession(client).ended;
+        await served;
+        return last;
+      };
+      await tried();
+      await pipes.warm();
+      const count = () => fs.readdirSync("/proc/self/fd").length;
+      const before = count();
+      for (let i = 0; i < 24; i++) {
+        const last = await tried();
+        assert.ok(last?.kind === "openFailed");
+        assert.match(last.message, /could not start the process: .*E2BIG/);
+      }
+      await pipes.warm();
+      await until(() => count() <= before + 6, `${before} descriptors, now ${count()}`);
+    });
+
     it("a bad header, one session too many and a stopping agent are refused with a reason", async () => {
       const service = new SessionService(deps, 1);
       const tried = async (metadata: Uint8Array) => {

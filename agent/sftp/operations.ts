@@ -4,11 +4,13 @@ import fs from "node:fs";
 import type { Accounts } from "./accounts.ts";
 import type { Calls } from "./calls.ts";
 import { errnoOf, failureReply, PathError } from "./errors.ts";
+import { TRANSFER_THREADS } from "./gate.ts";
 import type { DirectoryHandle, FileHandle, HandleTable } from "./handles.ts";
 import { longNamePrefix } from "./longname.ts";
 import { mountFlags } from "./mounts.ts";
 import type { Access } from "./order.ts";
 import { absolutePath, childPath, MAX_PATH_BYTES, realPathOfMissing } from "./paths.ts";
+import { ReadBuffers } from "./read-buffers.ts";
 import {
   type Attributes,
   DATA_HEADER_BYTES,
@@ -71,6 +73,9 @@ function openFlags(flags: number): number {
   if (flags & OPEN_EXCLUSIVE) out |= O_EXCL;
   return out;
 }
+
+/** One for each read that can run at a time. */
+const readBuffers = new ReadBuffers(DATA_HEADER_BYTES + MAX_DATA_BYTES, TRANSFER_THREADS);
 
 const seconds = (ms: number): number => Math.floor(ms / 1000);
 
@@ -289,7 +294,9 @@ export class Operations {
     if (id === undefined) return this.#tooManyHandles();
     try {
       const fd = await this.#calls.open(path, openFlags(flags), attributes.permissions ?? 0o666);
-      this.#handles.set(id, { kind: "file", fd, path, append: (flags & OPEN_APPEND) !== 0 });
+      // A copy: the path is a view of what came with it, up to a whole packet, and a handle may stay for days.
+      const append = (flags & OPEN_APPEND) !== 0;
+      this.#handles.set(id, { kind: "file", fd, path: Buffer.from(path), append });
       return { kind: "handle", handle: id };
     } catch (error) {
       this.#handles.release(id);
@@ -317,9 +324,15 @@ export class Operations {
     const file = this.#handles.file(id);
     if (!file) return FAILURE;
     const wanted = Math.min(length, MAX_DATA_BYTES);
-    const packet = Buffer.allocUnsafeSlow(DATA_HEADER_BYTES + wanted);
-    if (wanted === 0) return { kind: "data", packet, length: 0 };
-    const got = await this.#calls.read(file.fd, packet, DATA_HEADER_BYTES, wanted, checkedOffset(offset));
+    if (wanted === 0) return { kind: "data", packet: Buffer.allocUnsafe(DATA_HEADER_BYTES), length: 0 };
+    const buffer = readBuffers.take(DATA_HEADER_BYTES + wanted);
+    let got = 0;
+    let packet: Buffer;
+    try {
+      got = await this.#calls.read(file.fd, buffer, DATA_HEADER_BYTES, wanted, checkedOffset(offset));
+    } finally {
+      packet = readBuffers.settle(buffer, got === 0 ? 0 : DATA_HEADER_BYTES + got);
+    }
     return got === 0 ? END : { kind: "data", packet, length: got };
   }
 
@@ -408,7 +421,7 @@ export class Operations {
     if (id === undefined) return this.#tooManyHandles();
     try {
       const dir = await this.#calls.openDirectory(path);
-      this.#handles.set(id, { kind: "directory", dir, path, started: false });
+      this.#handles.set(id, { kind: "directory", dir, path: Buffer.from(path), started: false });
       return { kind: "handle", handle: id };
     } catch (error) {
       this.#handles.release(id);

@@ -25,6 +25,7 @@ const NO_DEPLOYMENT: DeploymentSsh = {
   hostnameSuffix: undefined,
   options: [],
   ignored: [],
+  foreignNames: [],
 };
 
 interface Flags {
@@ -118,6 +119,7 @@ async function configSsh(flags: Flags, command: Command): Promise<void> {
   const section = renderSection(withServerOptions(options, deployment), {
     program: [...thisProgram(options), "--global-config", configDir],
     knownHosts,
+    isWindows: process.platform === "win32",
   });
   await apply(flags, file, before, replaceSection(before ?? "", section));
   if (flags.dryRun) return;
@@ -152,6 +154,11 @@ async function deploymentOf(url: string | undefined, token: string | undefined):
     if (deployment.ignored.length > 0)
       say(
         `The server wants options that only you may set, with --ssh-option: ${deployment.ignored.join(", ")}`,
+      );
+    if (deployment.foreignNames.length > 0)
+      say(
+        "The server wants workspaces to have names that other hosts may have. If you trust it: " +
+          deployment.foreignNames.join(" "),
       );
     return deployment;
   } catch (error) {

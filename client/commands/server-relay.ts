@@ -165,7 +165,7 @@ export function relaySettings(flags: RelayFlags, http: { host: string }): RelayS
       regionName: flags.derpServerRegionName,
       admission: flags.derpServerAdmission,
       process: flags.derpServerProcess,
-      modulePath: path.join(installRoot(), "dist/relay.js"),
+      modulePath: path.join(installRoot(), "dist/relay.mjs"),
       listen: relayAddress === undefined ? undefined : parseAddress(relayAddress),
       stun:
         stunFlag === "disable"

@@ -162,6 +162,9 @@ async function serve(flags: ServerFlags, command: Command): Promise<void> {
     if (!failure) say("Stopping: running builds have a minute to complete; a second signal cancels them.");
     await server.stop();
     if (failure) throw failure;
+  } catch (error) {
+    // Asked to stop before it had started: that is what it did.
+    if (!stopping.signal.aborted || error !== stopping.signal.reason) throw error;
   } finally {
     release();
     process.off("SIGHUP", onHangup);
@@ -314,6 +317,8 @@ async function start(options: ServerOptions, cleanup: Cleanup): Promise<RunningS
   if (services) services.onTls = controlPlane.setTls;
   // Before the HTTP server closes, so that nodes hear why.
   cleanup.add(() => mesh?.stop());
+  // Before that: nodes keep relay and coordinator while running builds complete.
+  cleanup.add(() => controlPlane.drain());
   const metrics =
     settings?.prometheus &&
     services &&

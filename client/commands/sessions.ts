@@ -1,5 +1,4 @@
 import type { Command } from "commander";
-import * as z from "zod";
 import type { Workspace } from "../../control/contract/index.ts";
 import {
   encodeMetadata,
@@ -7,6 +6,7 @@ import {
   SessionSummary,
   type SessionsMetadata,
 } from "../../mesh/wire/forward.ts";
+import { list as listOf } from "../../mesh/wire/shape.ts";
 import { type AgentConnection, connectToAgent, type Mesh, startMesh } from "../connect.ts";
 import { apiOf } from "../context.ts";
 import { CliError, EXIT, reportError } from "../errors.ts";
@@ -18,7 +18,7 @@ import { sessionRow } from "../sessions.ts";
 
 /** An answer is at most 64 KiB; these many lines fit. */
 const MAX_SESSIONS = 4_096;
-const Summaries = z.array(SessionSummary).max(MAX_SESSIONS);
+const Summaries = listOf(SessionSummary, { max: MAX_SESSIONS });
 /** Agents asked at once for the list over all workspaces. */
 const MAX_AT_ONCE = 8;
 /** An agent that is not there must not hold the list up. */

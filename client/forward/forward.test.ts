@@ -13,6 +13,7 @@ import { CALLBACK_SERVICE, type CallbackMetadata, encodeAnswer } from "../../mes
 import { forwardSshAgent } from "./agent-forward.ts";
 import { readAnswer } from "./answer.ts";
 import type { Accept, Dial } from "./dial.ts";
+import { MAX_FLOWS } from "./flows.ts";
 import { join } from "./join.ts";
 import { forwardLocal } from "./local.ts";
 import { forwardRemote } from "./remote.ts";
@@ -268,6 +269,9 @@ describe("forwards from the user's side", () => {
         target: { kind: "unix", path: path.join(dir, "t.sock") },
         onProblem,
       });
+      cleanUp.push(() => listener.close());
+      // As OpenSSH's StreamLocalBindMask: whoever may connect is let into the workspace.
+      assert.equal(fs.statSync(path.join(dir, "l.sock")).mode & 0o777, 0o600);
       assert.equal(
         (await readAll(connect({ path: path.join(dir, "l.sock") }))).toString(),
         "from the socket",
@@ -447,6 +451,40 @@ describe("forwards from the user's side", () => {
       assert.equal(streams.length, 2);
       for (const undo of cleanUp.splice(0).reverse()) await undo();
       for (const stream of streams) assert.ok(stream.destroyed);
+    });
+
+    it("while the workspace is away nothing grows: what is no longer waited for is not dialled on", async () => {
+      const pending = new Set<AbortSignal>();
+      const never: Dial = (_service, _metadata, signal) =>
+        new Promise((_, reject) => {
+          if (!signal) return;
+          pending.add(signal);
+          signal.addEventListener("abort", () => {
+            pending.delete(signal);
+            reject(signal.reason);
+          });
+        });
+      const listener = await forwardUdp({
+        dial: never,
+        address: undefined,
+        localPort: 0,
+        remotePort: 9,
+        onProblem,
+      });
+      cleanUp.push(() => listener.close());
+      let most = 0;
+      for (let i = 0; i < MAX_FLOWS + 20; i++) {
+        const socket = dgram.createSocket("udp4");
+        await new Promise<void>((resolve) => socket.send("x", listener.port, "127.0.0.1", () => resolve()));
+        socket.close();
+        await new Promise(setImmediate);
+        most = Math.max(most, pending.size);
+      }
+      assert.equal(most, MAX_FLOWS);
+      assert.deepEqual(problems, [], "a flow that had to go is no problem to tell");
+      await listener.close();
+      assert.equal(pending.size, 0);
+      cleanUp.length = 0;
     });
 
     it("a taken port is explained", async () => {

@@ -51,6 +51,16 @@ function listening(server: Server, where: { host: string; port: number } | { pat
   });
 }
 
+/** Who may connect is let into the workspace: the socket is this user's alone, as OpenSSH's StreamLocalBindMask has it. */
+function listeningPrivately(server: Server, where: { host: string; port: number } | { path: string }) {
+  const before = process.umask(0o177);
+  try {
+    return listening(server, where); // binds within the call
+  } finally {
+    process.umask(before);
+  }
+}
+
 /**
  * Listens for connections on this machine. Without an address: 127.0.0.1, and ::1 where it is to be had.
  *
@@ -63,7 +73,10 @@ export async function listen(
 ): Promise<Listener> {
   const sockets = new Set<Socket>();
   const servers: Server[] = [];
-  const open = async (target: { host: string; port: number } | { path: string }): Promise<Server> => {
+  const open = async (
+    target: { host: string; port: number } | { path: string },
+    start = listening,
+  ): Promise<Server> => {
     const server = createServer({ allowHalfOpen: true, noDelay: true }, (socket) => {
       sockets.add(socket);
       socket.on("close", () => sockets.delete(socket));
@@ -71,7 +84,7 @@ export async function listen(
       onConnection(socket);
     });
     server.maxConnections = MAX_CONNECTIONS;
-    await listening(server, target);
+    await start(server, target);
     servers.push(server);
     // Running out of file descriptors must not end the others' connections.
     server.on("error", () => undefined);
@@ -84,7 +97,7 @@ export async function listen(
 
   if (where.kind === "unix") {
     try {
-      await open({ path: where.path });
+      await open({ path: where.path }, listeningPrivately);
     } catch (error) {
       throw listenError(error as NodeJS.ErrnoException, where.path, "unix socket");
     }

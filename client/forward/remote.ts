@@ -23,7 +23,14 @@ export function serveCallback(stream: Duplex, target: Endpoint, onProblem: (text
   const socket =
     target.kind === "unix"
       ? connect({ path: target.path, allowHalfOpen: true })
-      : connect({ host: target.host, port: target.port, allowHalfOpen: true, noDelay: true });
+      : connect({
+          host: target.host,
+          port: target.port,
+          allowHalfOpen: true,
+          noDelay: true,
+          // Node drops an address after 250 ms, and "localhost" is often one where nobody listens beside the right one.
+          autoSelectFamilyAttemptTimeout: Math.ceil(CONNECT_TIMEOUT_MS / 3),
+        });
   const fail = (why: string) => {
     onProblem(`cannot reach ${formatEndpoint(target)} on this machine: ${why}`);
     socket.destroy();

@@ -7,6 +7,10 @@ import { formatEndpoint } from "./spec.ts";
 
 /** Datagrams of a new source kept until the agent says that its socket is open; UDP may lose the rest. */
 const MAX_WAITING = 32;
+/** Of one source; there may be MAX_FLOWS of them. */
+const MAX_WAITING_BYTES = 256 * 1024;
+/** As a TCP forward's: by then nobody waits for an answer any more, and the next datagram tries again. */
+const DIAL_TIMEOUT_MS = 30_000;
 /** What one datagram of the mesh carries; longer ones could not cross. */
 const MAX_DATAGRAM_BYTES = 56_000;
 const SWEEP_MS = 10_000;
@@ -16,7 +20,10 @@ interface Flow {
   /** The agent answered: what comes now has somewhere to go. */
   open: boolean;
   waiting: Uint8Array[];
+  waitingBytes: number;
   closed: boolean;
+  /** Ends the dial, while it is under way. */
+  dialling: AbortController;
 }
 
 export interface UdpForwardOptions {
@@ -69,16 +76,31 @@ export async function forwardUdp(options: UdpForwardOptions): Promise<Listener> 
     if (!flow) return;
     flow.closed = true;
     flow.waiting = [];
+    flow.dialling.abort(new Error("nobody waits for it any more"));
     flow.stream?.destroy();
   };
   const open = (source: string, socket: Socket, from: RemoteInfo): Flow => {
-    const flow: Flow = { stream: undefined, open: false, waiting: [], closed: false };
+    const dialling = new AbortController();
+    const flow: Flow = {
+      stream: undefined,
+      open: false,
+      waiting: [],
+      waitingBytes: 0,
+      closed: false,
+      dialling,
+    };
+    const timer = setTimeout(
+      () => dialling.abort(new Error("there is no connection to the workspace")),
+      DIAL_TIMEOUT_MS,
+    );
+    dialling.signal.addEventListener("abort", () => clearTimeout(timer), { once: true });
     const over = () => {
       end(flow);
       flows.remove(source, flow);
     };
-    dial(hostPortService("udp", "localhost", remotePort), new Uint8Array()).then(
+    dial(hostPortService("udp", "localhost", remotePort), new Uint8Array(), dialling.signal).then(
       (stream) => {
+        clearTimeout(timer);
         if (flow.closed) return void stream.destroy();
         flow.stream = stream;
         stream.onDatagram = (bytes) => {
@@ -105,6 +127,8 @@ export async function forwardUdp(options: UdpForwardOptions): Promise<Listener> 
           .on("close", over);
       },
       (error: Error) => {
+        clearTimeout(timer);
+        if (flow.closed) return; // it had to go: its end is no problem to tell
         over();
         onProblem(`udp port ${remotePort}: ${error.message}`);
       },
@@ -126,7 +150,14 @@ export async function forwardUdp(options: UdpForwardOptions): Promise<Listener> 
         end(flows.add(source, flow, now));
       }
       if (flow.open) flow.stream?.sendDatagram(bytes);
-      else if (flow.waiting.length < MAX_WAITING) flow.waiting.push(bytes);
+      else if (
+        flow.waiting.length < MAX_WAITING &&
+        flow.waitingBytes + bytes.length <= MAX_WAITING_BYTES &&
+        !flow.closed
+      ) {
+        flow.waiting.push(bytes);
+        flow.waitingBytes += bytes.length;
+      }
     });
   }
   const sweep = setInterval(() => {

@@ -42,7 +42,8 @@ export function openLogFile(folder: string, command: string): LogFile {
       hint: "Choose another folder with --log-dir, or leave it out.",
     });
   }
-  const stream = createWriteStream(file, { flags: "a", mode: 0o600 });
+  // Never into what is there: the folder may be everyone's, and the name can be foreseen.
+  const stream = createWriteStream(file, { flags: "ax", mode: 0o600 });
   stream.on("error", () => undefined); // a full disk must not end the session
   let written = 0;
   const at = (level: string) => (fields: object, message: string) => {

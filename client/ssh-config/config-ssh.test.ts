@@ -73,7 +73,7 @@ describe("coder config-ssh", () => {
       const says = sshSays(host);
       assert.equal(
         says["proxycommand"],
-        `/opt/coder --global-config ${dir}/coder ssh --stdio --ssh-host-prefix coder. --hostname-suffix coder --wait=no %h`,
+        `/opt/coder --global-config ${dir}/coder ssh --stdio --ssh-host-prefix coder. --hostname-suffix coder --wait=no '%h'`,
       );
       assert.equal(says["forwardagent"], "yes");
       assert.equal(says["stricthostkeychecking"], "true");
@@ -114,7 +114,7 @@ describe("coder config-ssh", () => {
 
   it("shows a dry run as a diff and writes nothing at all", async () => {
     const out = await run("--dry-run");
-    assert.match(out, /^\+Host coder\.\* \*\.coder$/m);
+    assert.match(out, /^\+Host coder\.\* \*\.coder /m);
     assert.deepEqual(fs.readdirSync(dir), []);
   });
 

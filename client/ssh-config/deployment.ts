@@ -8,7 +8,16 @@ export interface DeploymentSsh {
   options: string[];
   /** Keywords that a server may not set. */
   ignored: string[];
+  /** What it would call workspaces but may not, as flags with which the user can have it. */
+  foreignNames: string[];
 }
+
+/**
+ * Names no other host has. What matches goes to the workspace instead of where it went before, so a server that was
+ * taken over must not be able to say "github." or "com".
+ */
+const OWN_PREFIX = /^(?:[a-z0-9-]+[.-])?coder(?:\.|-{1,2})$/i;
+const OWN_SUFFIX = /^(?:[a-z0-9.-]+\.)?coder$/i;
 
 /**
  * Options that can neither run a program on this machine, nor read its files, nor hand out its keys: a server that was
@@ -41,10 +50,20 @@ export function parseDeploymentSsh(body: unknown): DeploymentSsh {
   const entries = typeof all === "object" && all !== null ? Object.entries(all) : [];
   const isHarmless = ([keyword, value]: [string, unknown]) =>
     HARMLESS.has(keyword.toLowerCase()) && typeof value === "string" && /^[^\r\n\0]{1,1024}$/.test(value);
+  const prefix = name(fields["hostname_prefix"]);
+  const suffix = name(fields["hostname_suffix"])?.replace(/^\.+/, "");
+  const isOwn = {
+    prefix: prefix === undefined || OWN_PREFIX.test(prefix),
+    suffix: suffix === undefined || OWN_SUFFIX.test(suffix),
+  };
   return {
-    hostnamePrefix: name(fields["hostname_prefix"]),
-    hostnameSuffix: name(fields["hostname_suffix"])?.replace(/^\.+/, ""),
+    hostnamePrefix: isOwn.prefix ? prefix : undefined,
+    hostnameSuffix: isOwn.suffix ? suffix : undefined,
     options: entries.filter(isHarmless).map(([keyword, value]) => `${keyword} ${value}`),
     ignored: entries.filter((entry) => !isHarmless(entry)).map(([keyword]) => keyword),
+    foreignNames: [
+      ...(isOwn.prefix ? [] : [`--ssh-host-prefix ${prefix}`]),
+      ...(isOwn.suffix ? [] : [`--hostname-suffix ${suffix}`]),
+    ],
   };
 }

@@ -1,4 +1,8 @@
 import assert from "node:assert/strict";
+import { spawnSync } from "node:child_process";
+import fs from "node:fs";
+import os from "node:os";
+import path from "node:path";
 import fc from "fast-check";
 import { parseDeploymentSsh } from "./deployment.ts";
 import { unifiedDiff } from "./diff.ts";
@@ -23,6 +27,7 @@ const OPTIONS: SectionOptions = {
 const PATHS = {
   program: ["/usr/bin/node", "/opt/coder/dist/coder.js", "--global-config", "/home/ada/.config/coderv2"],
   knownHosts: "/home/ada/.config/coderv2/ssh_known_hosts",
+  isWindows: false,
 };
 const render = (options: Partial<SectionOptions> = {}, paths: Partial<typeof PATHS> = {}) =>
   renderSection({ ...OPTIONS, ...options }, { ...PATHS, ...paths });
@@ -42,13 +47,13 @@ describe("coder's section of an SSH configuration", () => {
 # :hostname-suffix=coder
 # :ssh-option=ForwardAgent=yes
 #
-Host coder.* *.coder
+Host coder.* *.coder !-* "!*'*"
     ForwardAgent yes
     ConnectTimeout 0
     HostKeyAlias coder-workspaces
     UserKnownHostsFile /home/ada/.config/coderv2/ssh_known_hosts
     StrictHostKeyChecking yes
-    ProxyCommand /usr/bin/node /opt/coder/dist/coder.js --global-config /home/ada/.config/coderv2 ssh --stdio --ssh-host-prefix coder. --hostname-suffix coder %h
+    ProxyCommand /usr/bin/node /opt/coder/dist/coder.js --global-config /home/ada/.config/coderv2 ssh --stdio --ssh-host-prefix coder. --hostname-suffix coder '%h'
 # ------------END-CODER------------
 `,
     );
@@ -134,6 +139,30 @@ Host coder.* *.coder
     assert.match(render({ forceUnixFilePaths: true }, { program }), /"C:\/Program Files\/nodejs\/node\.exe"/);
   });
 
+  it("hands no host name to a shell that is more than a name", function () {
+    const hosts = ["coder.a'b", "-oX.coder", "coder.a b", "coder.a&b", "coder.a|b", "coder.$a", "coder.`a`"];
+    const dir = fs.mkdtempSync(path.join(os.tmpdir(), "section-"));
+    try {
+      for (const isWindows of [false, true]) {
+        const file = path.join(dir, String(isWindows));
+        fs.writeFileSync(file, render({}, { isWindows }), { mode: 0o600 });
+        const says = (host: string) =>
+          spawnSync("ssh", ["-G", "-F", file, "--", host], { encoding: "utf8" }).stdout ?? "";
+        if (says("coder.dev") === "") {
+          console.log("skipped: there is no ssh here");
+          this.skip();
+        }
+        for (const host of ["coder.dev", "ada--dev.coder", "coder.dev.main"])
+          assert.match(says(host), isWindows ? /^proxycommand .* "%h"$/m : /^proxycommand .* '%h'$/m);
+        // On POSIX single quotes hold all but a single quote. What ssh refuses by itself is as well.
+        for (const host of hosts)
+          if (isWindows || /^-|'/.test(host)) assert.doesNotMatch(says(host), /^proxycommand/m, host);
+      }
+    } finally {
+      fs.rmSync(dir, { recursive: true, force: true });
+    }
+  });
+
   it("refuses what a line can't hold: nothing can break out of its section", () => {
     for (const program of [['/a"b'], ["/a`b"], ["/a$(b)"], ["/a\nHost *"], ["/a!b"]])
       assert.throws(() => render({}, { program }), code("ERR_BAD_PATH"));
@@ -149,7 +178,7 @@ Host coder.* *.coder
 describe("SSH options of the server", () => {
   it("are taken when they are harmless; a server can't have a program run on the user's machine", () => {
     const { options, ignored, hostnamePrefix } = parseDeploymentSsh({
-      hostname_prefix: "ws.",
+      hostname_prefix: "coder-",
       hostname_suffix: "",
       ssh_config_options: {
         ServerAliveInterval: "30",
@@ -162,7 +191,25 @@ describe("SSH options of the server", () => {
     });
     assert.deepEqual(options, ["ServerAliveInterval 30"]);
     assert.deepEqual(ignored, ["ProxyCommand", "LocalCommand", "ForwardAgent", "User", "LogLevel"]);
-    assert.equal(hostnamePrefix, "ws.");
+    assert.equal(hostnamePrefix, "coder-");
+  });
+
+  it("can't take hosts of others over: a name that real hosts may have is the user's to choose", () => {
+    for (const [prefix, suffix] of [
+      ["github.", "com"],
+      ["g", "example.com"],
+      ["", "coder.com"],
+      ["mycoder.x", "xcoder"],
+    ]) {
+      const found = parseDeploymentSsh({ hostname_prefix: prefix, hostname_suffix: suffix });
+      assert.deepEqual([found.hostnamePrefix, found.hostnameSuffix], [undefined, undefined]);
+      assert.ok(found.foreignNames.includes(`--hostname-suffix ${suffix}`));
+    }
+    const own = parseDeploymentSsh({ hostname_prefix: "eu.coder.", hostname_suffix: ".eu.coder" });
+    assert.deepEqual(
+      [own.hostnamePrefix, own.hostnameSuffix, own.foreignNames],
+      ["eu.coder.", "eu.coder", []],
+    );
   });
 
   it("are none when the answer is nothing of the kind", () => {

@@ -5,7 +5,7 @@
 //   # Last config-ssh options:
 //   # :NAME=VALUE          one a line, ssh-option several times
 //   #
-//   Host coder.* *.coder
+//   Host coder.* *.coder !-* "!*'*"
 //       KEYWORD VALUE
 //   # ------------END-CODER------------
 //
@@ -41,7 +41,18 @@ export interface SectionPaths {
   /** argv before the command's name: the program, perhaps run by another, and its global options. */
   program: readonly string[];
   knownHosts: string;
+  /** ssh there runs ProxyCommand by cmd.exe. */
+  isWindows: boolean;
 }
+
+/**
+ * Host names that are none of ours, as ssh_config patterns. A name may come from others, as in the address of a git
+ * submodule, and ssh before 9.6 hands it to the shell as it is; quoted (see below) only these could do harm there. A
+ * leading "-" would be an option.
+ */
+const HOSTILE_HOSTS = ["!-*", `"!*'*"`];
+/** In double quotes, for cmd.exe, or for sh under the ssh that comes with Git. */
+const HOSTILE_HOSTS_WINDOWS = ["!-*", '"!* *"', "!*&*", "!*|*", "!*<*", "!*>*", "!*^*", "!*$*", "!*`*"];
 
 export interface FoundSection {
   before: string;
@@ -153,7 +164,9 @@ export function renderSection(options: SectionOptions, paths: SectionPaths): str
   ];
   if (!options.skipProxyCommand) {
     const argv = [...paths.program.map(path), "ssh", "--stdio", ...stdioFlags(options)];
-    ours.push(["ProxyCommand", `${argv.map(quoteWord).join(" ")} %h`]);
+    // cmd.exe knows no single quotes; in a POSIX shell nothing but their own end ends them.
+    const host = paths.isWindows ? '"%h"' : "'%h'";
+    ours.push(["ProxyCommand", `${argv.map(quoteWord).join(" ")} ${host}`]);
   }
   const lines = [
     START,
@@ -163,7 +176,7 @@ export function renderSection(options: SectionOptions, paths: SectionPaths): str
     "# Last config-ssh options:",
     ...recorded(options).map((entry) => `# :${entry}`),
     "#",
-    `Host ${patterns.join(" ")}`,
+    `Host ${[...patterns, ...(paths.isWindows ? HOSTILE_HOSTS_WINDOWS : HOSTILE_HOSTS)].join(" ")}`,
     ...chosen.map(({ keyword, value }) => `    ${keyword} ${value}`),
     ...ours.filter(([keyword]) => !taken.has(keyword.toLowerCase())).map((line) => `    ${line.join(" ")}`),
     END,

@@ -25,3 +25,8 @@ export function describeFailure(error: unknown): string {
     "Run the command again; `coder show` says whether the workspace still runs.\n"
   );
 }
+
+/** Why the workspace hung up on a session, in its own words: lines for the user's terminal. */
+export const describeEnding = (reason: string): string =>
+  `error: the session was cut off: the workspace ended it (${reason})\n` +
+  "`coder show` says how it is; `coder start` starts it again.\n";

@@ -276,6 +276,13 @@ describe("the SSH server behind `coder ssh --stdio`", function () {
     assert.equal((await lab.ssh("sleep 2.3; echo there", args)).stdout.toString(), "there\n");
   });
 
+  it("a client with keepalives waits for a workspace that starts, also with a forward to ask for first", async () => {
+    lab.connection = () => new Promise((resolve) => setTimeout(() => resolve(lab.agent()), 3_600));
+    const args = ["-o", "ServerAliveInterval=1", "-o", "ServerAliveCountMax=2", "-R", "0:127.0.0.1:9"];
+    const done = await lab.ssh("echo there", args);
+    assert.equal(done.stdout.toString(), "there\n", done.stderr);
+  });
+
   it("hangs up on the process when the client is killed", async () => {
     const child = lab.start("ssh", [
       ...lab.options,

@@ -17,6 +17,12 @@ const MAX_PENDING_REQUESTS = 512;
 /** A client answers an open at once; a person may be asked first only about agent keys, later. */
 const OPEN_TIMEOUT_MS = 30_000;
 
+/**
+ * While a forward waits for a workspace that starts, a client's keepalives wait behind it for their answers, and it would
+ * give us up. Any packet of ours tells it that we are there; ServerAliveInterval is in seconds.
+ */
+const ALIVE_MS = 1_000;
+
 interface Opening {
   confirmed(remote: { id: number; window: number; packetSize: number }): void;
   failed(): void;
@@ -47,6 +53,7 @@ export class SshServer implements ConnectionHandler {
   /** Global requests are answered in their order: RFC 4254 section 4. */
   #replies: Promise<void> = Promise.resolve();
   #pendingReplies = 0;
+  #alive: NodeJS.Timeout | undefined;
   #deferredOpens = 0;
   #isOver = false;
 
@@ -109,10 +116,11 @@ export class SshServer implements ConnectionHandler {
     if (name === "no-more-sessions@openssh.com") this.#refusesSessions = true;
     if (this.#pendingReplies >= MAX_PENDING_REQUESTS) return this.#protocolError("too many requests at once");
     this.#pendingReplies++;
+    this.#alive ??= setInterval(() => this.#transport.message((ssh) => ssh.ping()), ALIVE_MS);
     const answer = this.#serveRequest(name, data);
     this.#replies = this.#replies.then(async () => {
       const reply = await answer;
-      this.#pendingReplies--;
+      if (--this.#pendingReplies === 0) this.#stopAlive();
       if (!wantReply) return;
       this.#transport.message((ssh) => (reply ? ssh.requestSuccess(reply) : ssh.requestFailure()));
     });
@@ -329,6 +337,11 @@ export class SshServer implements ConnectionHandler {
     });
   }
 
+  #stopAlive(): void {
+    clearInterval(this.#alive);
+    this.#alive = undefined;
+  }
+
   #newId(): number {
     return this.#nextId++;
   }
@@ -352,6 +365,7 @@ export class SshServer implements ConnectionHandler {
   #release(): void {
     if (this.#isOver) return;
     this.#isOver = true;
+    this.#stopAlive();
     for (const opening of [...this.#openings.values()]) opening.failed();
     for (const channel of this.#channels.values()) channel.lose();
     this.#channels.clear();

@@ -15,7 +15,7 @@ import {
 import { WireError } from "../../mesh/wire/errors.ts";
 import { ptyRequest } from "../session/header.ts";
 import type { Channel } from "./channel.ts";
-import { describeFailure, type ServerConnection } from "./connection.ts";
+import { describeEnding, describeFailure, type ServerConnection } from "./connection.ts";
 import type { PtyRequestMessage } from "./modes.ts";
 
 /** Of the header's 16,384 bytes; command, terminal modes and cookies need the rest. */
@@ -275,6 +275,9 @@ export class SshSession {
       case "exitStatus":
         return this.#finish(() => this.#host.exitStatus(channel, message.status));
       case "exitSignal":
+        // Only the agent itself has something to say, when it hung up; the SSH client would show none of it.
+        if (message.name === "HUP" && message.message !== "")
+          return this.#finishWith(describeEnding(message.message));
         return this.#finish(() =>
           this.#host.exitSignal(channel, message.name, message.coreDumped, message.message),
         );

@@ -15,6 +15,8 @@ declare module "ssh2/lib/protocol/Protocol.js" {
     authSuccess(): void;
     requestSuccess(data?: Buffer): void;
     requestFailure(): void;
+    /** A global request keepalive@openssh.com, which any client answers. */
+    ping(): void;
     channelSuccess(channel: number): void;
     channelFailure(channel: number): void;
     channelData(channel: number, data: Buffer): void;

@@ -8,6 +8,7 @@ import { areKeptAgents } from "../db/queries/agents.ts";
 import {
   findVoidGrants,
   type GrantScope,
+  lockedOut,
   nextTokenExpiry,
   pruneMesh,
   type VoidGrant,
@@ -42,13 +43,15 @@ const ANY = "*";
 export class Revocation {
   readonly #options: RevocationOptions;
   readonly #unwatch: (() => void)[];
-  /** One look per scope at a time, and one more for what changed meanwhile. */
   /** Node keys and subjects the relays are about to be told of. */
   readonly #closing = new Map<string, () => void>();
+  /** One look per scope at a time, and one more for what changed meanwhile. */
   readonly #looking = new Map<string, { again: boolean; done: Promise<void> }>();
   #timer: NodeJS.Timeout | undefined;
   #sweepAt = 0;
   #prunedAt = 0;
+  /** Relays forget with their server whom they refuse, so a new one is told. */
+  #hasTold = false;
   #stopped = false;
 
   constructor(options: RevocationOptions) {
@@ -124,6 +127,7 @@ export class Revocation {
   async #sweep(): Promise<void> {
     const { knex, coordinator, now } = this.#options;
     this.#plan(SWEEP_EVERY_MS);
+    if (!this.#hasTold) await this.#tellRelays();
     await this.#endGrants({ kind: "all" });
     const users = coordinator.users();
     for (const userId of new Set(users.map(({ subject }) => subject.userId))) await this.#endClients(userId);
@@ -134,6 +138,15 @@ export class Revocation {
     if (now().getTime() - this.#prunedAt < PRUNE_EVERY_MS) return;
     this.#prunedAt = now().getTime();
     await pruneMesh(knex, now());
+  }
+
+  async #tellRelays(): Promise<void> {
+    const { knex, relay, now } = this.#options;
+    const at = now().getTime();
+    const { userIds, keys } = await lockedOut(knex, now());
+    for (const userId of userIds) relay.closeSubject(`user:${userId}`, at);
+    for (const { nodeKey, at } of keys) relay.closePeer(fromBase64(nodeKey), at.getTime());
+    this.#hasTold = true;
   }
 
   async #endUser(userId: string): Promise<void> {
@@ -147,17 +160,22 @@ export class Revocation {
     if (found.length === 0) return;
     await coordinator.revokeGrants(found);
     this.#closeKeys(found);
-    store.announceRevoked(new Set(found.filter(({ isNew }) => isNew).map(({ userId }) => userId)));
+    const news = found.filter(({ revokedAt }) => revokedAt === undefined);
+    store.announceRevoked(new Set(news.map(({ userId }) => userId)));
   }
 
-  /** By key, for clients whose credential is over; one that only lost an agent may have business elsewhere. */
+  /**
+   * By key, for clients whose credential is over; one that only lost an agent may have business elsewhere. What another
+   * replica marked is news to our relay.
+   */
   #closeKeys(grants: readonly VoidGrant[]): void {
-    const over = grants.filter(({ isCredentialOver, isNew }) => isCredentialOver && isNew);
-    for (const key of new Set(over.map(({ nodeKey }) => nodeKey))) this.#closeKey(key);
+    const over = grants.filter(({ isCredentialOver }) => isCredentialOver);
+    for (const [key, at] of new Map(over.map(({ nodeKey, revokedAt }) => [nodeKey, revokedAt])))
+      this.#closeKey(key, at);
   }
 
-  #closeKey(nodeKey: string): void {
-    const at = this.#options.now().getTime();
+  #closeKey(nodeKey: string, revokedAt = this.#options.now()): void {
+    const at = revokedAt.getTime();
     this.#closeSoon(nodeKey, () => this.#options.relay.closePeer(fromBase64(nodeKey), at));
   }
 

@@ -43,6 +43,7 @@ describe("upgrades of nodes", () => {
   let coordinator: Coordinator;
   let client: CoordinatorClient;
   let ends: (CoordinatorError | undefined)[];
+  let tickets: string[];
   const signer = new Signer([generateSigningKey()]);
 
   const authenticate = async (): Promise<Identity> => {
@@ -83,6 +84,7 @@ describe("upgrades of nodes", () => {
   }
   const join = (token = "token") => {
     ends = [];
+    tickets = [];
     const { port } = server.address() as AddressInfo;
     client = new CoordinatorClient({
       url: `http://127.0.0.1:${port}/`,
@@ -91,6 +93,7 @@ describe("upgrades of nodes", () => {
       homeRegion: 1,
       random: () => 0,
       onState: ({ connected, error }) => ends.push(connected ? undefined : error),
+      onRelayTicket: (ticket) => tickets.push(ticket),
     });
     return client.connect();
   };
@@ -148,6 +151,26 @@ describe("upgrades of nodes", () => {
     // Its token is gone; without it it is refused at the door.
     await until("it to be refused", async () => ends.at(-1)?.code === "ERR_UNAUTHORIZED");
     assert.equal(coordinator.connections, 0);
+  });
+
+  it("a resume token alone gives no new relay ticket: one comes once the credential was found good", async () => {
+    who = user;
+    await join();
+    assert.equal(tickets.length, 1);
+    failure = databaseAway;
+    await restart();
+    await until("it to be back", async () => client.connected && coordinator.stats.users === 1);
+    await until("the database to be asked", async () => looks > 2);
+    nowMs += 13 * 3_600_000;
+    for (const link of coordinator.users()) coordinator.heard(link);
+    await restart();
+    await until("it to be back again", async () => client.connected && coordinator.stats.resumed === 1);
+    assert.equal(tickets.length, 1);
+    failure = undefined;
+    await until("a ticket", async () => tickets.length === 2);
+    nowMs += 13 * 3_600_000;
+    for (const link of coordinator.users()) coordinator.heard(link);
+    await until("another, when it is old", async () => tickets.length === 3);
   });
 
   it("a token that is too old is worth nothing: the database is asked first", async () => {

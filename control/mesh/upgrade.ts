@@ -13,7 +13,7 @@ import {
   RESUME_TOKEN_HEADER,
 } from "../../mesh/wire/coordinator.ts";
 import { type Identity, tokenOf } from "../api/authenticate.ts";
-import { toApiError } from "../api/errors.ts";
+import { ApiError, toApiError } from "../api/errors.ts";
 import { CREDENTIAL_ENDS, type CredentialEnd } from "../db/queries/reach.ts";
 
 /** Credentials looked up at once behind resume tokens: a storm of reconnects must leave the database to others. */
@@ -77,6 +77,7 @@ export function nodeUpgrades({
             "ERR_AGENT_REPLACED",
             "a newer build of the workspace replaced this agent",
           );
+        else coordinator.confirm(link);
         return;
       } catch (error) {
         const refusal = toApiError(error);
@@ -104,10 +105,18 @@ export function nodeUpgrades({
           ? openResumeToken(shown, { keys: coordinator.signer.publicKeys, credential, nowMs: nowMs() })
           : undefined;
       const subject = resumed?.subject ?? subjectOf(await authenticate());
+      if (stopping.signal.aborted)
+        throw new ApiError(503, "ERR_SHUTTING_DOWN", "The server is stopping. Try again.", {
+          retryAfterSeconds: 1,
+        });
       const first = firstMessages(req);
       if (first) taken.set(req, first);
       sockets.handleUpgrade(req, socket, head, (ws) => {
-        const link = serveNode(coordinator, ws, subject, { first, credential, resumed });
+        const link = serveNode(coordinator, ws, subject, {
+          first,
+          credential,
+          resumed: resumed && { ...resumed, token: shown as string },
+        });
         if (resumed)
           check(link, resumed, ws, authenticate).catch((error: unknown) => {
             if (!stopping.signal.aborted) onError(error);

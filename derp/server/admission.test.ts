@@ -3,9 +3,10 @@ import { generateKeyPairSync, sign, verify as verifySignature } from "node:crypt
 import { once } from "node:events";
 import { createWebSocketStream, WebSocket } from "ws";
 import { toBase64, toHex, utf8 } from "../../mesh/wire/bytes.ts";
+import { encodeFrame } from "../../mesh/wire/derp.ts";
 import { encodeStatement, type RelayTicket } from "../../mesh/wire/signed.ts";
 import { keyPair, sealClientInfo, sharedKey } from "../box.ts";
-import { startRelay, type TestRelay, until } from "../testing.ts";
+import { rawJoin, startRelay, type TestRelay, until } from "../testing.ts";
 import { type AdmissionMode, Admissions, DEFAULT_ADMISSION, MAX_TICKET_LIFETIME_MS } from "./admission.ts";
 import type { DerpServerOptions } from "./server.ts";
 
@@ -98,6 +99,29 @@ describe("relay admission", () => {
     assert.match(admit(undefined), /^no: /);
     admissions.release(verdict.subject, 0);
     assert.equal(admit(undefined), "address:192.0.2.1");
+  });
+
+  it("however many come without a ticket, from however many addresses, those with one find room", () => {
+    make("open", { anonymousTotal: 3 });
+    const enter = (address: string, limited = admissions) =>
+      limited.admit({ key, ticket: undefined, address }, NOW, 0);
+    const [first] = [enter("192.0.2.2"), enter("192.0.2.3"), enter("192.0.2.4")];
+    assert.equal(enter("192.0.2.5").ok, false);
+    assert.equal(admit(ticketFor(key)), USER);
+    assert.ok(first.ok && first.subject);
+    admissions.release(first.subject, 0);
+    assert.equal(enter("192.0.2.5").ok, true);
+    // Remembered for a minute, so that leaving frees nobody of what is owed.
+    make();
+    for (let i = 0, isOk = true; isOk && i < 70_000; i++) {
+      const verdict = enter(`2001:db8:0:${i}`);
+      isOk = verdict.ok;
+      if (verdict.ok && verdict.subject) admissions.release(verdict.subject, 0);
+    }
+    assert.equal(enter("192.0.2.6").ok, false);
+    assert.equal(admit(ticketFor(key)), USER);
+    admissions.sweep(60_000);
+    assert.equal(enter("192.0.2.6").ok, true);
   });
 
   it("who leaves and comes back at once finds its bucket as empty as it was", () => {
@@ -198,6 +222,19 @@ describe("derp properties: admission by ticket", () => {
     await assert.rejects(relay.client(withTicket()), { code: "ERR_RELAY_CLOSED" });
     await relay.client(withTicket({ issuedAt: NOW + 1 }));
     await other.client.ping();
+  });
+
+  it("a sibling's ClosePeer voids the tickets its key has", async () => {
+    const meshKey = "ab".repeat(32);
+    await start({ meshKey });
+    const one = withTicket();
+    const { client, key } = await relay.client(one);
+    const sibling = await rawJoin(relay, { info: { meshKey } });
+    const ended = once(client, "close");
+    sibling.socket.write(encodeFrame({ kind: "closePeer", key }));
+    await ended;
+    await assert.rejects(relay.client(one), { code: "ERR_RELAY_CLOSED" });
+    sibling.socket.destroy();
   });
 
   it("connections give their share back however they end", async () => {

@@ -22,6 +22,8 @@ export interface AdmissionLimits {
   connectionsPerSubject: number;
   /** Connections without a ticket, per address. */
   anonymousPerAddress: number;
+  /** The same over all addresses: whoever has many must leave room for those with tickets. */
+  anonymousTotal: number;
   perSubject: Rate;
   anonymous: Rate;
 }
@@ -31,6 +33,8 @@ export const DEFAULT_ADMISSION: AdmissionLimits = {
   connectionsPerSubject: 256,
   // Enough for an office behind one address whose nodes can't show tickets yet, and for shells rather than transfers.
   anonymousPerAddress: 64,
+  // Half of what a relay takes in all.
+  anonymousTotal: 10_000,
   perSubject: NO_LIMIT,
   anonymous: { bytesPerSecond: 1 << 20, burstBytes: 4 << 20 },
 };
@@ -41,6 +45,8 @@ const MAX_BLOCKS = 65_536;
 /** Who has no connection is forgotten after this, or a reconnect would refill a bucket. */
 const FORGET_MS = 60_000;
 const MAX_SUBJECTS = 65_536;
+/** Of these addresses, which are cheap to have: an IPv6 /48 holds that many. */
+const MAX_ADDRESSES = 32_768;
 
 /** Who pays: a ticket's subject, or an address. */
 export interface Subject {
@@ -58,6 +64,9 @@ export class Admissions {
   #tickets: TicketChecks | undefined;
   #limits: AdmissionLimits;
   #subjects = new Map<string, Subject>();
+  /** Of `#subjects` those that are addresses, and their connections. */
+  #addresses = 0;
+  #anonymous = 0;
   /** Key (latin1) or subject -> Unix ms until which it was revoked: tickets issued before that are void. */
   #blocks = new Map<string, number>();
 
@@ -100,12 +109,15 @@ export class Admissions {
       return this.#take(subject, this.#limits.connectionsPerSubject, this.#limits.perSubject, now);
     if (this.#mode === "ticket") return { ok: false, why };
     if (!this.#tickets) return { ok: true, subject: undefined };
-    return this.#take(`address:${address}`, this.#limits.anonymousPerAddress, this.#limits.anonymous, now);
+    if (this.#anonymous >= this.#limits.anonymousTotal)
+      return { ok: false, why: `${why}, and too many have none` };
+    return this.#take(`${ADDRESS}${address}`, this.#limits.anonymousPerAddress, this.#limits.anonymous, now);
   }
 
   /** A connection that was admitted has ended. */
   release(subject: Subject, now: number): void {
     subject.connections--;
+    if (isAddress(subject.name)) this.#anonymous--;
     subject.idleSince = now;
   }
 
@@ -127,13 +139,16 @@ export class Admissions {
       anonymous: anonymous ?? DEFAULT_ADMISSION.anonymous,
     };
     for (const { name, bucket } of this.#subjects.values())
-      bucket.configure(name.startsWith("address:") ? this.#limits.anonymous : this.#limits.perSubject, now);
+      bucket.configure(isAddress(name) ? this.#limits.anonymous : this.#limits.perSubject, now);
   }
 
   /** Forgets who has been away long enough; at most once a second. */
   sweep(now: number): void {
     for (const [name, subject] of this.#subjects)
-      if (subject.connections === 0 && now - subject.idleSince >= FORGET_MS) this.#subjects.delete(name);
+      if (subject.connections === 0 && now - subject.idleSince >= FORGET_MS) {
+        this.#subjects.delete(name);
+        if (isAddress(name)) this.#addresses--;
+      }
   }
 
   #open(ticket: string, key: Uint8Array, nowMs: number, { keys, verify }: TicketChecks) {
@@ -152,17 +167,22 @@ export class Admissions {
   #take(name: string, maxConnections: number, rate: Rate, now: number): Verdict {
     let subject = this.#subjects.get(name);
     if (!subject) {
-      if (this.#subjects.size >= MAX_SUBJECTS)
+      if (this.#subjects.size >= MAX_SUBJECTS || (isAddress(name) && this.#addresses >= MAX_ADDRESSES))
         return { ok: false, why: "the relay serves too many subjects" };
       subject = { name, bucket: new TokenBucket(rate, now), connections: 0, idleSince: now };
       this.#subjects.set(name, subject);
+      if (isAddress(name)) this.#addresses++;
     }
     if (subject.connections >= maxConnections)
       return { ok: false, why: `${name} has ${maxConnections} connections already` };
     subject.connections++;
+    if (isAddress(name)) this.#anonymous++;
     return { ok: true, subject };
   }
 }
+
+const ADDRESS = "address:";
+const isAddress = (name: string): boolean => name.startsWith(ADDRESS);
 
 class TicketError extends MeshError {
   readonly code = "ERR_RELAY_TICKET";

@@ -51,6 +51,8 @@ export interface Host {
   admit(connection: Connection): boolean | Promise<boolean>;
   /** What bounds how fast an admitted connection may send; the first is its own. */
   bucketsOf(connection: Connection): TokenBucket[];
+  /** A sibling says a key was revoked: ends its connections and voids its tickets. */
+  revoke(key: Uint8Array): void;
   /** The held bytes of an unproven connection changed. @returns false when there are too many */
   reserve(bytes: number): boolean;
   /** The handshake is over, well or not. */
@@ -452,7 +454,7 @@ export class Connection {
         this.#needMesh();
         const frame = decodeFrame(type, body);
         if (frame.kind !== "closePeer") return;
-        for (const { handle } of relay.clientsOf(latin1(frame.key, 0))) handle.close();
+        this.#host.revoke(frame.key);
         return;
       }
       default: // one that only servers send, or a client of another version: skipped, so that versions can mix

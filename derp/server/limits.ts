@@ -10,6 +10,8 @@ export interface DerpLimits {
   unprovenPerAddress: number;
   /** The same over all addresses. */
   unproven: number;
+  /** One older than this gives way to a new one when there are too many: who means it has proven its key by then. */
+  unprovenYieldMs: number;
   /** Bytes that all of them together may make us hold. */
   unprovenBytes: number;
   /** Connections taken over per second, and at once; more are refused. 0: no limit. */
@@ -33,6 +35,9 @@ export const DEFAULT_LIMITS: DerpLimits = {
   // Nodes behind one NAT or reverse proxy reconnect at once after a restart; each is unproven for about one RTT.
   unprovenPerAddress: 256,
   unproven: 2_048,
+  // A round trip and a half of the slowest links. Whoever opens connections and says nothing then gets in nobody's way
+  // with fewer than some thousand a second.
+  unprovenYieldMs: 1_000,
   unprovenBytes: 32 << 20,
   acceptsPerSecond: 0,
   acceptBurst: 0,

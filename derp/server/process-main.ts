@@ -3,6 +3,7 @@
 import { createPublicKey, verify } from "node:crypto";
 import https from "node:https";
 import { type AddressInfo, Socket } from "node:net";
+import { markHeapAtOnce } from "../../mesh/node/collector.ts";
 import type { PublicSigningKey } from "../../mesh/wire/signed.ts";
 import { handleDerpRequest } from "./http.ts";
 import type { FromRelay, RelayListen, ToRelay } from "./process-protocol.ts";
@@ -11,6 +12,11 @@ import { readTls } from "./tls.ts";
 
 /** DER in front of a raw Ed25519 public key (RFC 8410). */
 const SPKI = Buffer.from("302a300506032b6570032100", "hex");
+
+markHeapAtOnce();
+
+/** A TCP connection that doesn't get as far as TLS. */
+const TLS_HANDSHAKE_MS = 10_000;
 
 let relay: DerpServer | undefined;
 let signingKeys: readonly PublicSigningKey[] = [];
@@ -104,9 +110,12 @@ async function configure(message: Extract<ToRelay, { kind: "configure" }>): Prom
 
 /** @returns the port */
 async function listen(derp: DerpServer, where: RelayListen): Promise<number> {
-  const server = https.createServer(readTls(where.tls, derp.publicKey, Date.now()), (req, res) => {
-    if (!handleDerpRequest(req, res)) res.writeHead(404).end();
-  });
+  const server = https.createServer(
+    { ...readTls(where.tls, derp.publicKey, Date.now()), handshakeTimeout: TLS_HANDSHAKE_MS },
+    (req, res) => {
+      if (!handleDerpRequest(req, res)) res.writeHead(404).end();
+    },
+  );
   server.headersTimeout = 20_000;
   server.requestTimeout = 30_000;
   server.on("upgrade", (req, socket, head) => {

@@ -1,8 +1,8 @@
 import assert from "node:assert/strict";
-import { execFileSync } from "node:child_process";
+import { execFileSync, spawn } from "node:child_process";
 import { randomBytes } from "node:crypto";
 import { once } from "node:events";
-import { mkdtempSync, readFileSync, rmSync } from "node:fs";
+import { mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { createServer, type Server } from "node:http";
 import https from "node:https";
 import type { AddressInfo } from "node:net";
@@ -15,6 +15,7 @@ import { keyPair, sealClientInfo, sharedKey } from "../box.ts";
 import { DerpClient } from "../client/client.ts";
 import { Inbox, RawClient, until } from "../testing.ts";
 import { RelayProcess, type RelayProcessOptions } from "./process.ts";
+import { DerpServer } from "./server.ts";
 import { readTls } from "./tls.ts";
 
 const MODULE = fileURLToPath(new URL("./process-main.ts", import.meta.url));
@@ -28,7 +29,9 @@ describe("relay in its own process", function () {
   let folder: string | undefined;
 
   const start = async (options: Partial<RelayProcessOptions> = {}): Promise<void> => {
-    relay = new RelayProcess({ modulePath: MODULE, execArgv: ["--import", "tsx"], ...options });
+    const privateKey = keyPair().privateKey;
+    const common = { privateKey, fallback: () => new DerpServer({ privateKey }) };
+    relay = new RelayProcess({ modulePath: MODULE, execArgv: ["--import", "tsx"], ...common, ...options });
     http = createServer((_req, res) => res.end());
     http.on("upgrade", (req, socket, head) => relay.handleUpgrade(req, socket, head));
     http.listen(0, "127.0.0.1");
@@ -49,11 +52,14 @@ describe("relay in its own process", function () {
     await confirmed;
     return { client, key: client.publicKey, packets };
   };
+  const folderOf = (): string => {
+    folder ??= mkdtempSync(path.join(tmpdir(), "relay-process-"));
+    return folder;
+  };
   /** A certificate for 127.0.0.1 and its key, in files. */
   const certificate = (): { certFiles: string[]; keyFiles: string[]; minVersion: "TLSv1.2"; ca: string } => {
-    folder ??= mkdtempSync(path.join(tmpdir(), "relay-tls-"));
-    const cert = path.join(folder, "cert.pem");
-    const key = path.join(folder, "key.pem");
+    const cert = path.join(folderOf(), "cert.pem");
+    const key = path.join(folderOf(), "key.pem");
     const subject = ["-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1", "-days", "2"];
     const kind = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"];
     execFileSync("openssl", ["req", "-x509", ...kind, ...subject, "-keyout", key, "-out", cert], {
@@ -123,6 +129,7 @@ describe("relay in its own process", function () {
     const closed = once(before.client, "close");
     process.kill(relay.pid!, "SIGKILL");
     await closed;
+    await until(() => !relay.isUp); // a socket handed over before that is closed, and its client tries again
     const after = await join({ privateKey });
     assert.equal(relay.restarts, 1);
     assert.deepEqual(after.client.serverKey, before.client.serverKey);
@@ -203,5 +210,77 @@ describe("relay in its own process", function () {
     await raw.closed;
     assert.match(raw.head, /^HTTP\/1\.1 503/);
     assert.equal(raw.frames.size, 0);
+  });
+
+  it("sockets on their way to a process that dies are closed, and no hand-over is counted for ever", async () => {
+    await start({ random: () => 0 });
+    await relay.ready;
+    await join();
+    const { pid } = relay;
+    process.kill(pid!, "SIGSTOP");
+    const raws = Array.from({ length: 20 }, () => new RawClient(port));
+    for (const raw of raws) raw.upgrade();
+    await until(() => relay.handovers === 19); // one waits in the pipe already
+    process.kill(pid!, "SIGKILL");
+    await Promise.all(raws.map(({ closed }) => closed));
+    assert.equal(relay.handovers, 0);
+    await join();
+  });
+
+  it("without a program to start, the relay serves in its server's process, and closes", async () => {
+    const { execPath } = process;
+    process.execPath = path.join(folderOf(), "no-such-node");
+    try {
+      await start({ random: () => 0 });
+      await relay.ready;
+    } finally {
+      process.execPath = execPath;
+    }
+    assert.equal(relay.pid, undefined);
+    const [a, b] = await Promise.all([join(), join()]);
+    assert.equal(toHex(a.client.serverKey!), toHex(relay.publicKey));
+    a.client.send(b.key, utf8("all the same"));
+    assert.equal(await b.packets.take(), "all the same");
+    const metrics = await relay.metrics();
+    assert.equal(metrics.find(({ name }) => name === "process_fallback")?.values[0].value, 1);
+  });
+
+  it("a process that ends at each start is given up, and what was revoked before stays so", async () => {
+    const modulePath = path.join(folderOf(), "broken.js");
+    writeFileSync(modulePath, "process.exit(1)");
+    await start({ modulePath, execArgv: [], random: () => 0 });
+    const { publicKey, privateKey } = keyPair();
+    relay.closePeer(publicKey);
+    await relay.ready;
+    await join();
+    await assert.rejects(
+      Promise.race([
+        join({ privateKey }),
+        once(clients.at(-1)!, "close").then(() => Promise.reject(new Error("closed"))),
+      ]),
+    );
+  });
+
+  it("ends with its server, however that ends", async () => {
+    const script = `
+      import { RelayProcess } from ${JSON.stringify(new URL("./process.ts", import.meta.url).href)};
+      const relay = new RelayProcess({ modulePath: ${JSON.stringify(MODULE)}, execArgv: ["--import", "tsx"] });
+      await relay.ready;
+      console.log(relay.pid);
+      setInterval(() => {}, 1000);`;
+    const server = spawn(process.execPath, ["--import", "tsx", "--input-type=module", "-e", script], {
+      stdio: ["ignore", "pipe", "inherit"],
+    });
+    const [line] = (await once(server.stdout, "data")) as [Buffer];
+    const pid = Number(line.toString());
+    assert.equal(process.kill(pid, 0), true);
+    server.kill("SIGKILL");
+    await until(() => {
+      try {
+        return !process.kill(pid, 0);
+      } catch {
+        return true;
+      }
+    });
   });
 });

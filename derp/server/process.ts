@@ -28,6 +28,11 @@ export interface RelayProcessOptions {
   rates?: RateConfig;
   /** A port of its own, with TLS. */
   listen?: RelayListen;
+  /**
+   * A relay in this process, with the same key, for when no other can be started: the machine has no memory or process
+   * left for it, or the program is broken. Without it starts are tried for ever.
+   */
+  fallback?: () => RelayService;
   /** 0..1, for the pause before a restart. */
   random?: () => number;
 }
@@ -38,6 +43,8 @@ export class RelayProcessError extends MeshError {
 
 const FIRST_RESTART_MS = 100;
 const MAX_RESTART_MS = 5_000;
+/** Starts in a row that led to nothing: one more would be no better, and nobody is served meanwhile. */
+const MAX_FAILED_STARTS = 4;
 /** A process that lived this long was well: its next restart is quick again. */
 const STABLE_MS = 60_000;
 /** Upgrades that wait for a process which starts, and how long; beyond that they are answered 503. */
@@ -72,12 +79,18 @@ export class RelayProcess implements RelayService {
   #port: number | undefined;
   #startedAt = 0;
   #failures = 0;
+  /** Of these, the last ones that never served. */
+  #failedStarts = 0;
+  #fallback: RelayService | undefined;
   #restarts = 0;
   #restartTimer: NodeJS.Timeout | undefined;
   #pingTimer: NodeJS.Timeout | undefined;
   #pongAt = 0;
   #waiting: Waiting[] = [];
-  #handovers = 0;
+  /** On their way to the process: its death loses them, and Node says no word of it. */
+  readonly #handovers = new Map<Socket, NativeHandle | undefined>();
+  /** The latest that was written: Node keeps it open until the process has confirmed it, which it may never do. */
+  #written: NativeHandle | undefined;
   #piped = 0;
   #pairs: Promise<SocketPairs> | undefined;
   #health = "";
@@ -116,7 +129,7 @@ export class RelayProcess implements RelayService {
   }
 
   get isUp(): boolean {
-    return this.#isReady;
+    return this.#isReady || this.#fallback !== undefined;
   }
 
   /** Its own TLS port. */
@@ -126,6 +139,11 @@ export class RelayProcess implements RelayService {
 
   get pid(): number | undefined {
     return this.#child?.pid;
+  }
+
+  /** Sockets on their way to the process. */
+  get handovers(): number {
+    return this.#handovers.size;
   }
 
   /** How often it was started again. */
@@ -140,6 +158,10 @@ export class RelayProcess implements RelayService {
     }
     if (this.#isReady) {
       this.#handOver(request, socket, head);
+      return;
+    }
+    if (this.#fallback) {
+      this.#fallback.handleUpgrade(request, socket, head);
       return;
     }
     if (this.#waiting.length >= MAX_WAITING) {
@@ -160,11 +182,13 @@ export class RelayProcess implements RelayService {
 
   setHealth(problem: string): void {
     this.#health = problem;
+    this.#fallback?.setHealth(problem);
     this.#tell({ kind: "health", problem });
   }
 
-  disconnect(key: Uint8Array): undefined {
+  disconnect(key: Uint8Array): number | undefined {
     this.#tell({ kind: "disconnect", key });
+    return this.#fallback?.disconnect(key);
   }
 
   closePeer(key: Uint8Array, nowMs = Date.now()): void {
@@ -177,9 +201,11 @@ export class RelayProcess implements RelayService {
 
   setRates(rates: RateConfig): void {
     this.#rates = rates;
+    this.#fallback?.setRates(rates);
     this.#tell({ kind: "rates", rates });
   }
 
+  /** Not in the server's own process, should the relay have fallen back to it. */
   setSiblings(urls: readonly (string | URL)[], { ca }: { ca?: string } = {}): void {
     this.#siblings = { kind: "siblings", urls: urls.map(String), ca };
     this.#tell(this.#siblings);
@@ -196,7 +222,13 @@ export class RelayProcess implements RelayService {
       gauge("process_up", "Whether the relay's process serves.", this.#isReady ? 1 : 0),
       gauge("process_piped", "Connections whose bytes pass through the server.", this.#piped),
       counter("process_restarts", "Times the relay's process was started again.", this.#restarts),
+      gauge(
+        "process_fallback",
+        "Whether the relay had to make do with the server's process.",
+        this.#fallback ? 1 : 0,
+      ),
     ];
+    if (this.#fallback) return [...(await this.#fallback.metrics()), ...own];
     if (!this.#isReady) return own;
     const id = ++this.#metricId;
     const metrics = await new Promise<Metric[]>((resolve) => {
@@ -232,6 +264,8 @@ export class RelayProcess implements RelayService {
       await exited;
       clearTimeout(kill);
     }
+    this.#loseHandovers();
+    await this.#fallback?.close({ reconnectInMs, tryForMs });
     (await this.#pairs?.catch(() => undefined))?.close();
   }
 
@@ -243,17 +277,27 @@ export class RelayProcess implements RelayService {
         return value === undefined ? [] : [[name, value]];
       }),
     );
-    const child = fork(this.#options.modulePath, [], {
-      execArgv: this.#options.execArgv ?? [],
-      env,
-      serialization: "advanced",
-      stdio: ["ignore", "ignore", "inherit", "ipc"],
-    });
-    this.#child = child;
     this.#startedAt = performance.now();
     this.#pongAt = this.#startedAt;
+    let child: ChildProcess;
+    try {
+      child = fork(this.#options.modulePath, [], {
+        execArgv: this.#options.execArgv ?? [],
+        env,
+        serialization: "advanced",
+        stdio: ["ignore", "ignore", "inherit", "ipc"],
+      });
+    } catch (error) {
+      this.#failed((error as Error).message);
+      return;
+    }
+    this.#child = child;
     child.on("message", (message: FromRelay) => this.#hear(child, message));
-    child.on("error", (error) => this.#options.logger?.warn({ err: error.message }, "relay process"));
+    child.on("error", (error) => {
+      this.#options.logger?.warn({ err: error.message }, "relay process");
+      // It was never there, so no `exit` follows.
+      if (child.pid === undefined) this.#exited(child, null, null);
+    });
     child.once("exit", (code, signal) => this.#exited(child, code, signal));
     this.#pingTimer = setInterval(() => this.#check(child), PING_MS);
     const { meshKey, admission, signingKeys, listen } = this.#options;
@@ -279,6 +323,7 @@ export class RelayProcess implements RelayService {
     switch (message.kind) {
       case "ready":
         this.#isReady = true;
+        this.#failedStarts = 0;
         this.#port = message.port;
         this.#settleReady?.resolve();
         this.#settleReady = undefined;
@@ -308,12 +353,33 @@ export class RelayProcess implements RelayService {
   #exited(child: ChildProcess, code: number | null, signal: string | null): void {
     if (child !== this.#child) return;
     clearInterval(this.#pingTimer);
+    if (child.connected) child.disconnect();
     this.#child = undefined;
+    if (!this.#isReady) this.#failedStarts++;
     this.#isReady = false;
+    this.#loseHandovers();
+    this.#restartLater({ code, signal });
+  }
+
+  /** No process could be made. */
+  #failed(err: string): void {
+    this.#failedStarts++;
+    this.#restartLater({ err });
+  }
+
+  #restartLater(why: { code: number | null; signal: string | null } | { err: string }): void {
     if (this.#closing) return;
+    if (this.#failedStarts >= MAX_FAILED_STARTS && this.#options.fallback) {
+      this.#options.logger?.warn(
+        why,
+        "no relay process can be started; the server's own process relays from now on",
+      );
+      this.#fallBack(this.#options.fallback());
+      return;
+    }
     this.#failures = performance.now() - this.#startedAt >= STABLE_MS ? 1 : this.#failures + 1;
     const pauseMs = Math.min(FIRST_RESTART_MS * 2 ** (this.#failures - 1), MAX_RESTART_MS);
-    this.#options.logger?.warn({ code, signal, pauseMs }, "the relay process ended; it is started again");
+    this.#options.logger?.warn({ ...why, pauseMs }, "the relay process ended; it is started again");
     const random = this.#options.random ?? Math.random;
     this.#restartTimer = setTimeout(
       () => {
@@ -322,6 +388,35 @@ export class RelayProcess implements RelayService {
       },
       pauseMs * (0.5 + random()),
     );
+  }
+
+  /** For good: of two relays with one key neither would know the other's clients. */
+  #fallBack(relay: RelayService): void {
+    this.#fallback = relay;
+    this.#port = undefined;
+    for (const revocation of this.#revocations.values()) {
+      if (revocation.kind === "closePeer") relay.closePeer(revocation.key, revocation.nowMs);
+      else relay.closeSubject(revocation.subject, revocation.nowMs);
+    }
+    relay.setRates(this.#rates);
+    if (this.#health) relay.setHealth(this.#health);
+    this.#settleReady?.resolve();
+    this.#settleReady = undefined;
+    for (const { request, socket, head, timer } of this.#waiting.splice(0)) {
+      clearTimeout(timer);
+      relay.handleUpgrade(request, socket, head);
+    }
+  }
+
+  /** Clients whose sockets never arrived must not wait for an answer. */
+  #loseHandovers(): void {
+    for (const [socket, handle] of this.#handovers) {
+      socket.destroy();
+      handle?.close();
+    }
+    this.#handovers.clear();
+    this.#written?.close();
+    this.#written = undefined;
   }
 
   #check(child: ChildProcess): void {
@@ -348,6 +443,8 @@ export class RelayProcess implements RelayService {
       if (nowMs + MAX_TICKET_LIFETIME_MS > message.nowMs && this.#revocations.size <= MAX_REVOKED) break;
       this.#revocations.delete(oldest);
     }
+    if (message.kind === "closePeer") this.#fallback?.closePeer(message.key, message.nowMs);
+    else this.#fallback?.closeSubject(message.subject, message.nowMs);
     this.#tell(message);
   }
 
@@ -356,7 +453,12 @@ export class RelayProcess implements RelayService {
     this.#tellKeys();
     const { method, url, headers } = request;
     const { remoteAddress, remotePort } = request.socket;
-    const told: UpgradeRequest = { method, url, headers, socket: { remoteAddress, remotePort } };
+    const told: UpgradeRequest = {
+      method,
+      url,
+      headers: relayHeaders(headers),
+      socket: { remoteAddress, remotePort },
+    };
     const isPlain = socket instanceof Socket && !("encrypted" in socket) && stopReading(socket);
     if (isPlain) {
       const early = socket.read() as Uint8Array | null;
@@ -366,18 +468,19 @@ export class RelayProcess implements RelayService {
 
   #sendSocket(request: UpgradeRequest, socket: Socket, head: Uint8Array): void {
     const child = this.#child;
-    if (!child?.connected || this.#handovers >= MAX_HANDOVERS) {
+    if (!child?.connected || this.#handovers.size >= MAX_HANDOVERS) {
       answer(socket, "503 Service Unavailable", "The relay is busy. Try again.\n");
       return;
     }
-    this.#handovers++;
+    const handle = nativeHandle(socket);
+    this.#handovers.set(socket, handle);
     // A plain Uint8Array: structured cloning keeps its class, and a view of its own bytes alone.
     const message: ToRelay = { kind: "upgrade", request, head: new Uint8Array(head) };
     // Else Node counts the connection off its server twice, now and when the rest of it is destroyed, and that server
     // would never be done closing.
     Object.assign(socket, { server: null });
     child.send(message, socket, { keepOpen: false }, () => {
-      this.#handovers--;
+      if (this.#handovers.delete(socket)) this.#written = handle;
       socket.destroy(); // what is left of it here; the connection itself is the process's now
     });
   }
@@ -433,6 +536,12 @@ export class RelayProcess implements RelayService {
   }
 }
 
+/** What a relay reads of a request. Cookies and tokens for the API are none of its business. */
+const RELAY_HEADERS = /^(host|upgrade|connection|sec-websocket-.*|derp-.*|ideal-node)$/;
+
+const relayHeaders = (headers: UpgradeRequest["headers"]): UpgradeRequest["headers"] =>
+  Object.fromEntries(Object.entries(headers).filter(([name]) => RELAY_HEADERS.test(name)));
+
 /**
  * Keeps bytes that arrive from now on in the kernel, for whoever gets the socket. Node has no public call for it;
  * without it, what arrives while the socket is handed over would be read here and lost.
@@ -440,10 +549,20 @@ export class RelayProcess implements RelayService {
  * @returns false when this Node can't: the bytes must be piped then
  */
 function stopReading(socket: Socket): boolean {
-  const handle = (socket as Socket & { _handle?: { readStop?: () => number } | null })._handle;
+  const handle = nativeHandle(socket);
   if (typeof handle?.readStop !== "function") return false;
   handle.readStop();
   return true;
+}
+
+/** What Node has below a socket; closing it twice does no harm. */
+interface NativeHandle {
+  close(): void;
+  readStop?: () => number;
+}
+
+function nativeHandle(socket: Socket): NativeHandle | undefined {
+  return (socket as Socket & { _handle?: NativeHandle | null })._handle ?? undefined;
 }
 
 /** Makes connected pairs of loopback sockets, of which one can be handed to another process. */

@@ -471,6 +471,21 @@ describe("derp properties: the relay over loopback", () => {
     await relay.client();
   });
 
+  it("handshake: who only opens connections keeps nobody out for long, from its own address or all", async () => {
+    for (const limits of [{ unprovenPerAddress: 3 }, { unproven: 3 }]) {
+      await start({ limits: { ...limits, unprovenYieldMs: 0 } });
+      const raws = Array.from({ length: 3 }, () => new RawClient(relay.port));
+      for (const raw of raws) raw.upgrade();
+      await Promise.all(raws.map((raw) => raw.nextFrame()));
+      await relay.client();
+      await Promise.race(raws.map(({ closed }) => closed));
+      assert.equal(relay.server.stats.currentUnproven, 2);
+      assert.equal(relay.server.stats.refused, 0);
+      for (const raw of raws) raw.socket.destroy();
+      await relay.close();
+    }
+  });
+
   it("handshake: what unproven connections hold together is bounded", async () => {
     await start({ limits: { unprovenBytes: 100_000 } });
     const raw = new RawClient(relay.port);

@@ -121,6 +121,7 @@ export class DerpServer implements RelayService {
   #logger: DerpLogger | undefined;
   #admit: DerpServerOptions["admit"];
   #admissions: Admissions;
+  #hasTickets: boolean;
   #nowMs: () => number;
   #perClient: Rate;
   #accepting: TokenBucket;
@@ -130,7 +131,8 @@ export class DerpServer implements RelayService {
   #relay: Relay<Connection, MeshPeer>;
   #connections = new Set<Connection>();
   #unproven = new Set<Connection>();
-  #unprovenByAddress = new Map<string, number>();
+  /** The oldest first, as in `#unproven`. */
+  #unprovenByAddress = new Map<string, Set<Connection>>();
   #unprovenBytes = 0;
   #health = "";
   #timer: NodeJS.Timeout | undefined;
@@ -150,6 +152,7 @@ export class DerpServer implements RelayService {
     this.#logger = options.logger;
     this.#admit = options.admit;
     this.#nowMs = options.tickets?.nowMs ?? Date.now;
+    this.#hasTickets = options.tickets !== undefined;
     this.#admissions = new Admissions(options.admission ?? "open", options.tickets, {
       ...DEFAULT_ADMISSION,
       ...options.admissionLimits,
@@ -273,10 +276,10 @@ export class DerpServer implements RelayService {
     }
     const origin = originOf(req);
     const { hot } = this.#counters;
-    const address = addressGroup(origin.remoteAddress);
+    const neighbours = this.#unprovenByAddress.get(addressGroup(origin.remoteAddress));
     if (
-      this.#unproven.size >= this.#limits.unproven ||
-      (this.#unprovenByAddress.get(address) ?? 0) >= this.#limits.unprovenPerAddress ||
+      !this.#hasRoom(neighbours, this.#limits.unprovenPerAddress) ||
+      !this.#hasRoom(this.#unproven, this.#limits.unproven) ||
       !this.#accepting.tryTake(1, performance.now())
     ) {
       hot.refused++;
@@ -406,9 +409,20 @@ export class DerpServer implements RelayService {
     this.#connections.add(connection);
     this.#unproven.add(connection);
     const address = addressGroup(connection.origin.remoteAddress);
-    this.#unprovenByAddress.set(address, (this.#unprovenByAddress.get(address) ?? 0) + 1);
+    const neighbours = this.#unprovenByAddress.get(address);
+    if (neighbours) neighbours.add(connection);
+    else this.#unprovenByAddress.set(address, new Set([connection]));
     this.#startTimer();
     connection.start(greeting, head);
+  }
+
+  /** Whether there is room for one more among `unproven`; if need be the oldest makes it. */
+  #hasRoom(unproven: Set<Connection> | undefined, max: number): boolean {
+    if (!unproven || unproven.size < max) return true;
+    const [oldest] = unproven;
+    if (!oldest || performance.now() - oldest.startedAt < this.#limits.unprovenYieldMs) return false;
+    oldest.close(new RelayRefusal("ERR_RELAY_TIMEOUT", "handshake not finished, and others wait"));
+    return true;
   }
 
   #responseHead(): string {
@@ -439,6 +453,11 @@ export class DerpServer implements RelayService {
       bucketsOf: ({ subject }) => {
         const own = new TokenBucket(this.#perClient, performance.now());
         return subject ? [own, subject.bucket] : [own];
+      },
+      revoke: (key) => {
+        // Other operators' siblings say it too; without tickets there is nothing to void, and no way back either.
+        if (this.#hasTickets) this.#admissions.block({ key }, this.#nowMs());
+        this.disconnect(key);
       },
       reserve: (bytes) => {
         this.#unprovenBytes += bytes;
@@ -486,9 +505,9 @@ export class DerpServer implements RelayService {
   #proven(connection: Connection): void {
     if (!this.#unproven.delete(connection)) return;
     const address = addressGroup(connection.origin.remoteAddress);
-    const left = (this.#unprovenByAddress.get(address) ?? 1) - 1;
-    if (left > 0) this.#unprovenByAddress.set(address, left);
-    else this.#unprovenByAddress.delete(address);
+    const neighbours = this.#unprovenByAddress.get(address);
+    neighbours?.delete(connection);
+    if (neighbours?.size === 0) this.#unprovenByAddress.delete(address);
     const { keepAliveMs, keepAliveJitterMs } = this.#limits;
     connection.keepAliveEveryMs = keepAliveMs + Math.random() * keepAliveJitterMs;
     connection.nextKeepAliveAt = performance.now() + connection.keepAliveEveryMs;

@@ -4,10 +4,7 @@ import {
   createDecipheriv,
   createHash,
   createHmac,
-  createPrivateKey,
-  createPublicKey,
   createSecretKey,
-  diffieHellman,
   type KeyObject,
 } from "node:crypto";
 import {
@@ -17,7 +14,8 @@ import {
   writeNonce,
   type X25519KeyPair,
 } from "../wireguard/crypto.ts";
-import { portableOnly } from "../wireguard/crypto-portable.ts";
+import { portableOnly } from "../wireguard/crypto-noble.ts";
+import { nativeKeyPair } from "./x25519.ts";
 
 const CIPHER = "chacha20-poly1305";
 const HASH = "blake2s256";
@@ -25,58 +23,11 @@ const TAG_BYTES = 16;
 const TAG = { authTagLength: TAG_BYTES };
 const ZEROS = new Uint8Array(64);
 
-const base64url = (bytes: Uint8Array): string =>
-  Buffer.from(bytes.buffer, bytes.byteOffset, bytes.length).toString("base64url");
-
-function publicKeyObject(publicKey: Uint8Array): KeyObject {
-  // From a JWK: 9 us. From DER: 75 us.
-  return createPublicKey({ key: { kty: "OKP", crv: "X25519", x: base64url(publicKey) }, format: "jwk" });
-}
-
-const PKCS8_PREFIX = Buffer.from("302e020100300506032b656e04220420", "hex"); // RFC 8410 section 7
-const fromDer = (privateKey: Uint8Array): KeyObject =>
-  createPrivateKey({ key: Buffer.concat([PKCS8_PREFIX, privateKey]), format: "der", type: "pkcs8" });
-
-/**
- * 39 us against 350 us for DER. Node takes only `d` of a private JWK but wants an `x`, which we would have to
- * derive first, so it gets another key's; `jwkIgnoresX` makes sure that this Node does not mind.
- */
-const fromJwk = (privateKey: Uint8Array): KeyObject =>
-  createPrivateKey({
-    key: { kty: "OKP", crv: "X25519", x: base64url(BASE_POINT), d: base64url(privateKey) },
-    format: "jwk",
-  });
-
-const BASE_POINT = Uint8Array.of(9, ...new Uint8Array(31)); // RFC 7748 section 4.1
-const basePointObject = publicKeyObject(BASE_POINT);
-/** A public key is the shared secret with the base point: 35 us, where exporting it takes 78. */
-const derivePublic = (privateKey: KeyObject): Uint8Array =>
-  diffieHellman({ privateKey, publicKey: basePointObject });
-
-function jwkIgnoresX(): boolean {
-  try {
-    const sample = new Uint8Array(32).fill(0x77);
-    return derivePublic(fromJwk(sample)).every((byte, i) => byte === derivePublic(fromDer(sample))[i]);
-  } catch {
-    return false;
-  }
-}
-let importPrivate: ((privateKey: Uint8Array) => KeyObject) | undefined;
-
 function keyPair(privateKey: Uint8Array): X25519KeyPair {
   checkKey(privateKey, "the private key");
-  importPrivate ??= jwkIgnoresX() ? fromJwk : fromDer;
-  const secret = importPrivate(privateKey);
-  return {
-    publicKey: new Uint8Array(derivePublic(secret)),
-    shared(publicKey) {
-      try {
-        return diffieHellman({ privateKey: secret, publicKey: publicKeyObject(publicKey) });
-      } catch {
-        return undefined; // OpenSSL refuses to derive from a point of low order
-      }
-    },
-  };
+  const pair = nativeKeyPair(privateKey);
+  if (!pair) throw new Error("there is no node:crypto");
+  return pair;
 }
 
 class NativeCipher implements TransportCipher {

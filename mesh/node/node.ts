@@ -17,6 +17,7 @@ import type { Grant, VerifySignature } from "../wire/signed.ts";
 import { ByteReader } from "../wire/varint.ts";
 import { type DeviceOutput, WireGuardDevice } from "../wireguard/device.ts";
 import { Admission, isUnrenewed } from "./admission.ts";
+import { markHeapAtOnce } from "./collector.ts";
 import type { Coordinator } from "./coordinator.ts";
 import { nodeCrypto } from "./crypto.ts";
 import { Dialer, type DialerHost, MAX_RESUME_WINDOW_MS, type Place } from "./dialer.ts";
@@ -122,6 +123,7 @@ export class MeshNode implements LinkHost, DialerHost, PeersHost {
   #closed = false;
 
   constructor(options: MeshNodeOptions) {
+    markHeapAtOnce();
     this.#options = options;
     this.#device = new WireGuardDevice({
       privateKey: options.privateKey,

@@ -34,9 +34,9 @@
 //   4500 our failure; again                4503 shutting down; again            4504 our clock was set; again
 //
 // History: version 1, first.
-import * as z from "zod";
 import { fromUtf8 } from "./bytes.ts";
 import { WireError } from "./errors.ts";
+import * as s from "./shape.ts";
 import { NodeKey, PublicSigningKey } from "./signed.ts";
 
 export const COORDINATOR_VERSION = 1;
@@ -59,126 +59,118 @@ export const CLOSE_CODES = {
   clockSet: 4504,
 } as const;
 
-const request = z.number().int().min(1);
-const statement = z.base64().max(8192);
-const region = z.number().int().min(1);
+const request = s.integer({ min: 1 });
+const statement = s.base64(8192);
+const region = s.integer({ min: 1 });
+const version = s.integer({ min: 1 });
+const grantIds = s.list(s.uuid, { max: MAX_LIVE_GRANTS });
+const signingKeys = s.list(PublicSigningKey, { min: 1, max: 16 });
+const resumeToken = s.optional(s.text({ max: MAX_RESUME_TOKEN_CHARS }));
 
-export const NodeMessage = z.discriminatedUnion("type", [
-  z.object({
-    type: z.literal("hello"),
-    version: z.number().int().min(1),
+export const NodeMessage = s.variants("type", {
+  hello: s.object({
+    version,
     nodeKey: NodeKey,
-    homeRegion: region.optional(),
-    liveGrants: z.array(z.uuid()).max(MAX_LIVE_GRANTS).default([]),
+    homeRegion: s.optional(region),
+    liveGrants: s.defaulted(grantIds, () => []),
   }),
-  z.object({ type: z.literal("home"), homeRegion: region }),
-  z
-    .object({
-      type: z.literal("grant-request"),
+  home: s.object({ homeRegion: region }),
+  "grant-request": s.refined(
+    s.object({
       request,
-      agentId: z.uuid().optional(),
+      agentId: s.optional(s.uuid),
       /** "name" (one's own), "me/name" or "owner/name". */
-      workspace: z.string().min(1).max(130).optional(),
+      workspace: s.optional(s.text({ min: 1, max: 130 })),
       /** Of `workspace`; may be left out when it has just one. */
-      agent: z.string().min(1).max(64).optional(),
-    })
-    .refine(
-      ({ agentId, workspace, agent }) =>
-        (agentId === undefined) !== (workspace === undefined) &&
-        (agent === undefined || workspace !== undefined),
-      "names an agent either by agentId or by workspace",
-    ),
-  z.object({ type: z.literal("still-granted"), request, grants: z.array(z.uuid()).max(MAX_LIVE_GRANTS) }),
-]);
-export type NodeMessage = z.infer<typeof NodeMessage>;
-export type NodeMessageInput = z.input<typeof NodeMessage>;
+      agent: s.optional(s.text({ min: 1, max: 64 })),
+    }),
+    ({ agentId, workspace, agent }) =>
+      (agentId === undefined) !== (workspace === undefined) &&
+      (agent === undefined || workspace !== undefined),
+    "to name an agent either by agentId or by workspace",
+  ),
+  "still-granted": s.object({ request, grants: grantIds }),
+});
+export type NodeMessage = s.infer<typeof NodeMessage>;
+export type NodeMessageInput = s.input<typeof NodeMessage>;
 
 /**
  * What a command needs to know of a workspace it reaches, in the API's own names (control/contract/workspaces.ts), so
  * that it needs no request to the API before it connects. Words are open: a newer server may know more of them.
  */
-export const ReachedWorkspace = z.object({
-  id: z.uuid(),
-  name: z.string().max(64),
-  owner_name: z.string().max(128),
-  outdated: z.boolean(),
-  latest_build: z.object({
-    id: z.uuid(),
-    build_number: z.number().int(),
-    transition: z.string().max(32),
-    status: z.string().max(32),
+export const ReachedWorkspace = s.object({
+  id: s.uuid,
+  name: s.text({ max: 64 }),
+  owner_name: s.text({ max: 128 }),
+  outdated: s.boolean,
+  latest_build: s.object({
+    id: s.uuid,
+    build_number: s.integer(),
+    transition: s.text({ max: 32 }),
+    status: s.text({ max: 32 }),
   }),
 });
-export type ReachedWorkspace = z.infer<typeof ReachedWorkspace>;
+export type ReachedWorkspace = s.infer<typeof ReachedWorkspace>;
 
-export const ReachedAgent = z.object({
-  id: z.uuid(),
-  name: z.string().max(64),
-  status: z.string().max(32),
-  lifecycle_state: z.string().max(32),
-  startup_script_behavior: z.string().max(32),
-  connection_timeout_seconds: z.number().int(),
-  troubleshooting_url: z.string(),
-  operating_system: z.string().max(64),
-  directory: z.string(),
-  expanded_directory: z.string(),
+export const ReachedAgent = s.object({
+  id: s.uuid,
+  name: s.text({ max: 64 }),
+  status: s.text({ max: 32 }),
+  lifecycle_state: s.text({ max: 32 }),
+  startup_script_behavior: s.text({ max: 32 }),
+  connection_timeout_seconds: s.integer(),
+  troubleshooting_url: s.text(),
+  operating_system: s.text({ max: 64 }),
+  directory: s.text(),
+  expanded_directory: s.text(),
 });
-export type ReachedAgent = z.infer<typeof ReachedAgent>;
+export type ReachedAgent = s.infer<typeof ReachedAgent>;
 
-/** Shape of a DERP map as far as this protocol cares; `derp/map.ts` validates it whole. */
-const RelayMap = z.looseObject({ Regions: z.record(z.string(), z.unknown()) });
-
-export const CoordinatorMessage = z.discriminatedUnion("type", [
-  z.object({
-    type: z.literal("welcome"),
-    version: z.number().int().min(1),
+export const CoordinatorMessage = s.variants("type", {
+  welcome: s.object({
+    version,
     /** Unix ms: judge expiry by this, carried forward on a monotonic clock. */
-    serverTimeMs: z.number().int(),
-    signingKeys: z.array(PublicSigningKey).min(1).max(16),
-    resumeToken: z.string().max(MAX_RESUME_TOKEN_CHARS).optional(),
+    serverTimeMs: s.integer(),
+    signingKeys,
+    resumeToken,
     /** A signed statement, for the relays. */
-    relayTicket: statement.optional(),
-    voidGrants: z.array(z.uuid()).max(MAX_LIVE_GRANTS),
+    relayTicket: s.optional(statement),
+    voidGrants: grantIds,
     /** To agents: which agent their token makes them. A later build of the workspace may change it. */
-    agentId: z.uuid().optional(),
+    agentId: s.optional(s.uuid),
   }),
-  z.object({ type: z.literal("relay-map"), map: RelayMap }),
-  z.object({
-    type: z.literal("relay-ticket"),
-    ticket: statement,
-    resumeToken: z.string().max(MAX_RESUME_TOKEN_CHARS).optional(),
-  }),
-  z.object({ type: z.literal("signing-keys"), signingKeys: z.array(PublicSigningKey).min(1).max(16) }),
-  z.object({
-    type: z.literal("grant"),
+  /** A DERP map as far as this protocol cares; `derp/map.ts` validates it whole. */
+  "relay-map": s.object({ map: s.looseObjectWith("Regions") }),
+  "relay-ticket": s.object({ ticket: statement, resumeToken }),
+  "signing-keys": s.object({ signingKeys }),
+  grant: s.object({
     request,
     grant: statement,
-    record: statement.optional(),
-    agentId: z.uuid().optional(),
-    workspace: ReachedWorkspace.optional(),
-    agent: ReachedAgent.optional(),
+    record: s.optional(statement),
+    agentId: s.optional(s.uuid),
+    workspace: s.optional(ReachedWorkspace),
+    agent: s.optional(ReachedAgent),
   }),
-  z.object({ type: z.literal("record"), agentId: z.uuid(), record: statement }),
-  z.object({ type: z.literal("record-gone"), agentId: z.uuid() }),
-  z.object({ type: z.literal("revoke"), grants: z.array(z.uuid()).max(MAX_LIVE_GRANTS) }),
-  z.object({ type: z.literal("void-grants"), request, grants: z.array(z.uuid()).max(MAX_LIVE_GRANTS) }),
-  z.object({
-    type: z.literal("error"),
-    request: request.optional(),
-    code: z.string().max(64),
-    message: z.string().max(1024),
+  record: s.object({ agentId: s.uuid, record: statement }),
+  "record-gone": s.object({ agentId: s.uuid }),
+  revoke: s.object({ grants: grantIds }),
+  "void-grants": s.object({ request, grants: grantIds }),
+  error: s.object({
+    request: s.optional(request),
+    code: s.text({ max: 64 }),
+    message: s.text({ max: 1024 }),
   }),
-]);
-export type CoordinatorMessage = z.infer<typeof CoordinatorMessage>;
+});
+export type CoordinatorMessage = s.infer<typeof CoordinatorMessage>;
 
 /**
  * @returns undefined for a type this version does not know
  * @throws {WireError} ERR_FRAME_TOO_LARGE, ERR_BAD_VALUE
  */
-function decode<T extends z.ZodDiscriminatedUnion>(
-  schema: T,
+function decode<T>(
+  schema: s.Shape<T, unknown> & { has(type: string): boolean },
   text: string | Uint8Array,
-): z.infer<T> | undefined {
+): T | undefined {
   if (text.length > MAX_MESSAGE_BYTES)
     throw new WireError("ERR_FRAME_TOO_LARGE", `message of ${text.length}`);
   let json: unknown;
@@ -187,14 +179,14 @@ function decode<T extends z.ZodDiscriminatedUnion>(
   } catch (cause) {
     throw new WireError("ERR_BAD_VALUE", "message is not JSON", { cause });
   }
-  const result = schema.safeParse(json);
-  if (result.success) return result.data;
-  if (result.error.issues.some(({ code }) => code === "invalid_union") && typeOf(json) !== undefined)
-    return undefined;
-  throw new WireError(
-    "ERR_BAD_VALUE",
-    `message ${typeOf(json) ?? "without type"}: ${result.error.issues[0].message}`,
-  );
+  const type = typeOf(json);
+  if (type !== undefined && !schema.has(type)) return undefined;
+  try {
+    return schema.parse(json);
+  } catch (cause) {
+    if (!(cause instanceof WireError)) throw cause;
+    throw new WireError("ERR_BAD_VALUE", `message ${type ?? "without type"}: ${cause.message}`, { cause });
+  }
 }
 
 function typeOf(json: unknown): string | undefined {

@@ -30,9 +30,9 @@
 // A token is 16 random bytes in base64: what the client gave when it asked (LISTEN, or agent and x11 in a session header).
 //
 // History: version 1, first.
-import * as z from "zod";
 import { concatBytes, fromUtf8, utf8 } from "./bytes.ts";
 import { WireError } from "./errors.ts";
+import * as s from "./shape.ts";
 import { ByteReader, varintBytes, writeVarint } from "./varint.ts";
 
 export const FORWARD_VERSION = 1;
@@ -42,6 +42,8 @@ export const SPEEDTEST_SERVICE = "speedtest";
 export const SESSIONS_SERVICE = "sessions";
 export const MAX_ANSWER_BYTES = 65_536;
 export const MAX_METADATA_BYTES = 16_384;
+/** An ANSWER holds no more of them anyway. */
+const MAX_SUMMARY_STREAMS = MAX_ANSWER_BYTES;
 
 export const ANSWER = {
   ok: 0,
@@ -52,55 +54,59 @@ export const ANSWER = {
   badRequest: 5,
 } as const;
 
-const token = z.string().regex(/^[A-Za-z0-9+/]{22}==$/, "not 16 bytes in base64");
-const v = z.literal(FORWARD_VERSION);
-const port = z.number().int().min(0).max(65_535);
+const token = s.text({ pattern: /^[A-Za-z0-9+/]{22}==$/ });
+const v = s.oneOf(FORWARD_VERSION);
+const port = s.integer({ min: 0, max: 65_535 });
 
-export const ListenMetadata = z.discriminatedUnion("kind", [
-  z.object({ v, token, kind: z.literal("tcp"), host: z.string().max(255), port }),
-  z.object({ v, token, kind: z.literal("unix"), path: z.string().min(1).max(4_096) }),
-]);
-export type ListenMetadata = z.infer<typeof ListenMetadata>;
+export const ListenMetadata = s.variants("kind", {
+  tcp: s.object({ v, token, host: s.text({ max: 255 }), port }),
+  unix: s.object({ v, token, path: s.text({ min: 1, max: 4_096 }) }),
+});
+export type ListenMetadata = s.infer<typeof ListenMetadata>;
 
-export const CallbackMetadata = z.object({
+export const CallbackMetadata = s.object({
   token,
   /** Who connected to the workspace, as the agent says. */
-  origin: z.object({ address: z.string().max(255), port }).optional(),
+  origin: s.optional(s.object({ address: s.text({ max: 255 }), port })),
 });
-export type CallbackMetadata = z.infer<typeof CallbackMetadata>;
+export type CallbackMetadata = s.infer<typeof CallbackMetadata>;
 
-export const SpeedtestMetadata = z.object({
+export const SpeedtestMetadata = s.object({
   v,
-  direction: z.enum(["up", "down"]),
-  durationMs: z.number().int().min(100).max(60_000),
+  direction: s.oneOf("up", "down"),
+  durationMs: s.integer({ min: 100, max: 60_000 }),
 });
-export type SpeedtestMetadata = z.infer<typeof SpeedtestMetadata>;
+export type SpeedtestMetadata = s.infer<typeof SpeedtestMetadata>;
 
-export const SessionsMetadata = z.discriminatedUnion("op", [
-  z.object({ v, op: z.literal("list") }),
-  z.object({ v, op: z.literal("close"), id: z.string().max(64) }),
-]);
-export type SessionsMetadata = z.infer<typeof SessionsMetadata>;
+export const SessionsMetadata = s.variants("op", {
+  list: s.object({ v }),
+  close: s.object({ v, id: s.text({ max: 64 }) }),
+});
+export type SessionsMetadata = s.infer<typeof SessionsMetadata>;
 
 /** One line of the answer to "list": a session of the same user with this agent. Instants: Unix ms. */
-export const SessionSummary = z.object({
-  id: z.string().max(64),
-  startedAt: z.number(),
-  lastHeardAt: z.number(),
+export const SessionSummary = s.object({
+  id: s.text({ max: 64 }),
+  startedAt: s.number,
+  lastHeardAt: s.number,
   /** It is the one this list was asked over. */
-  isCurrent: z.boolean(),
+  isCurrent: s.boolean,
   /** How long it is kept while silent. */
-  resumeWindowMs: z.number(),
-  path: z.string().max(128),
-  rttMs: z.number().optional(),
-  streams: z.array(
-    z.object({ service: z.string().max(512), what: z.string().max(256), openedAt: z.number() }),
+  resumeWindowMs: s.number,
+  path: s.text({ max: 128 }),
+  rttMs: s.optional(s.number),
+  streams: s.list(
+    s.object({ service: s.text({ max: 512 }), what: s.text({ max: 256 }), openedAt: s.number }),
+    { max: MAX_SUMMARY_STREAMS },
   ),
 });
-export type SessionSummary = z.infer<typeof SessionSummary>;
+export type SessionSummary = s.infer<typeof SessionSummary>;
 
 /** @throws {WireError} ERR_FRAME_TOO_LARGE, ERR_BAD_VALUE */
-export function decodeMetadata<T extends z.ZodType>(schema: T, bytes: Uint8Array): z.infer<T> {
+export function decodeMetadata<S extends s.Shape<unknown, unknown>>(
+  schema: S,
+  bytes: Uint8Array,
+): s.infer<S> {
   if (bytes.length > MAX_METADATA_BYTES)
     throw new WireError("ERR_FRAME_TOO_LARGE", `metadata of ${bytes.length} bytes`);
   let json: unknown;
@@ -109,9 +115,12 @@ export function decodeMetadata<T extends z.ZodType>(schema: T, bytes: Uint8Array
   } catch (cause) {
     throw new WireError("ERR_BAD_VALUE", "metadata is not JSON", { cause });
   }
-  const result = schema.safeParse(json);
-  if (!result.success) throw new WireError("ERR_BAD_VALUE", `metadata: ${result.error.issues[0].message}`);
-  return result.data;
+  try {
+    return schema.parse(json) as s.infer<S>;
+  } catch (cause) {
+    if (!(cause instanceof WireError)) throw cause;
+    throw new WireError("ERR_BAD_VALUE", `metadata: ${cause.message}`, { cause });
+  }
 }
 
 export const encodeMetadata = (

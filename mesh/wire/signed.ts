@@ -12,9 +12,9 @@
 // kind 3  relay ticket coordinator -> node -> relay     this node may use the deployment's relays, until then
 //
 // History: version 1, first.
-import * as z from "zod";
 import { concatBytes, equalBytes, fromBase64, fromUtf8, toHex, utf8 } from "./bytes.ts";
 import { MeshError } from "./errors.ts";
+import * as s from "./shape.ts";
 
 export const STATEMENT_VERSION = 1;
 export const STATEMENT_KINDS = { nodeRecord: 1, grant: 2, relayTicket: 3 } as const;
@@ -24,6 +24,7 @@ export const SIGNATURE_BYTES = 64;
 export const MAX_BODY_BYTES = 4096;
 const HEADER_BYTES = 2 + KEY_ID_BYTES + SIGNATURE_BYTES;
 export const MAX_STATEMENT_BYTES = HEADER_BYTES + MAX_BODY_BYTES;
+const NODE_KEY_BYTES = 32;
 const CONTEXT = utf8("workspace-mesh statement v1\0");
 
 /** Why a statement is no good. A peer's CLOSE code and the text a user sees come from these. */
@@ -43,61 +44,56 @@ export class StatementError extends MeshError {
 }
 
 /** A node's Curve25519 public key in base64, as `wg pubkey` prints it. */
-export const NodeKey = z.string().refine((text) => {
-  try {
-    return text.length === 44 && fromBase64(text).length === 32;
-  } catch {
-    return false;
-  }
-}, "not a 32-byte key in base64");
+export const NodeKey = s.base64Bytes(NODE_KEY_BYTES, "no 32-byte key in base64");
+export const isNodeKey = (text: string): boolean => s.isBase64Of(text, NODE_KEY_BYTES);
 
-const instantMs = z.number().int().min(0);
+const instantMs = s.integer({ min: 0 });
 
 /** Kind 1. Instants are Unix ms by the coordinator's clock. */
-export const NodeRecord = z.object({
-  agentId: z.uuid(),
+export const NodeRecord = s.object({
+  agentId: s.uuid,
   nodeKey: NodeKey,
-  homeRegion: z.number().int().min(1).optional(),
+  homeRegion: s.optional(s.integer({ min: 1 })),
   issuedAt: instantMs,
   expiresAt: instantMs,
 });
-export type NodeRecord = z.infer<typeof NodeRecord>;
+export type NodeRecord = s.infer<typeof NodeRecord>;
 
 /**
  * Kind 2. `permissions`: "*" for every service, else exact service names ("tcp:127.0.0.1:8080").
  */
-export const Grant = z.object({
-  id: z.uuid(),
+export const Grant = s.object({
+  id: s.uuid,
   nodeKey: NodeKey,
-  userId: z.uuid(),
-  username: z.string().max(128),
-  agentId: z.uuid(),
-  permissions: z.array(z.string().max(256)).min(1).max(32),
+  userId: s.uuid,
+  username: s.text({ max: 128 }),
+  agentId: s.uuid,
+  permissions: s.list(s.text({ max: 256 }), { min: 1, max: 32 }),
   issuedAt: instantMs,
   expiresAt: instantMs,
 });
-export type Grant = z.infer<typeof Grant>;
+export type Grant = s.infer<typeof Grant>;
 
 /** Kind 3. Who pays for the traffic: limits are per `subject`. */
-export const RelayTicket = z.object({
+export const RelayTicket = s.object({
   nodeKey: NodeKey,
   /** "user:<uuid>" or "agent:<uuid>". */
-  subject: z.string().regex(/^(user|agent):[0-9a-f-]{36}$/),
+  subject: s.text({ pattern: /^(user|agent):[0-9a-f-]{36}$/ }),
   issuedAt: instantMs,
   expiresAt: instantMs,
 });
-export type RelayTicket = z.infer<typeof RelayTicket>;
+export type RelayTicket = s.infer<typeof RelayTicket>;
 
 const BODIES = { nodeRecord: NodeRecord, grant: Grant, relayTicket: RelayTicket } as const;
 export type SignedKind = keyof typeof BODIES;
-type BodyOf<K extends SignedKind> = z.infer<(typeof BODIES)[K]>;
+type BodyOf<K extends SignedKind> = s.infer<(typeof BODIES)[K]>;
 
 /** One of the deployment's signing keys, as handed to nodes. `id`: 16 hex digits; `publicKey`: base64, 32 bytes. */
-export const PublicSigningKey = z.object({
-  id: z.string().regex(/^[0-9a-f]{16}$/),
+export const PublicSigningKey = s.object({
+  id: s.text({ pattern: /^[0-9a-f]{16}$/ }),
   publicKey: NodeKey,
 });
-export type PublicSigningKey = z.infer<typeof PublicSigningKey>;
+export type PublicSigningKey = s.infer<typeof PublicSigningKey>;
 
 /** Ed25519 verification: RFC 8032 section 5.1.7. */
 export type VerifySignature = (publicKey: Uint8Array, message: Uint8Array, signature: Uint8Array) => boolean;

@@ -1,6 +1,6 @@
 // The protocol's cryptography in plain JavaScript (@noble), for browsers. Every call is slower than the native one
 // (X25519 23 times, sealing 64 KB 11 times), so nodes use mesh/node/crypto.ts.
-import { chacha20poly1305, xchacha20poly1305 } from "@noble/ciphers/chacha.js";
+import { chacha20poly1305 } from "@noble/ciphers/chacha.js";
 import { x25519 } from "@noble/curves/ed25519.js";
 import { blake2s } from "@noble/hashes/blake2.js";
 import { hmac } from "@noble/hashes/hmac.js";
@@ -11,6 +11,7 @@ import {
   writeNonce,
   type X25519KeyPair,
 } from "./crypto.ts";
+import { opened, portableOnly } from "./crypto-noble.ts";
 
 const TAG_BYTES = 16;
 
@@ -18,15 +19,6 @@ function nonceOf(counter: number): Uint8Array {
   const nonce = new Uint8Array(12);
   writeNonce(nonce, counter);
   return nonce;
-}
-
-/** @returns undefined where noble throws: the tag is wrong, or there is none */
-function opened(open: () => Uint8Array): Uint8Array | undefined {
-  try {
-    return open();
-  } catch {
-    return undefined;
-  }
 }
 
 function keyPair(privateKey: Uint8Array): X25519KeyPair {
@@ -66,13 +58,6 @@ function absorb<H extends { update(part: Uint8Array): unknown; digest(): Uint8Ar
   for (const part of parts) hash.update(part);
   return hash.digest();
 }
-
-/** XChaCha20-Poly1305 and keyed BLAKE2s, which Node lacks; mesh/node/crypto.ts takes them from here. */
-export const portableOnly = {
-  xseal: (key, nonce, plaintext, extra) => xchacha20poly1305(key, nonce, extra).encrypt(plaintext),
-  xopen: (key, nonce, sealed, extra) => opened(() => xchacha20poly1305(key, nonce, extra).decrypt(sealed)),
-  mac: (key, data) => blake2s(data, { key, dkLen: 16 }),
-} satisfies Partial<WireGuardCrypto>;
 
 export const portableCrypto: WireGuardCrypto = {
   ...portableOnly,

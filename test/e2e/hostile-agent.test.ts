@@ -105,6 +105,7 @@ describe("a hostile agent", function () {
         let outcome = "refused";
         stream.on("end", () => {
           outcome = "ended in order";
+          stream.end();
         });
         stream.on("error", (error: Error) => {
           if (error.message === "held open") outcome = error.message;
@@ -198,7 +199,9 @@ describe("a hostile agent", function () {
     const config = path.join(sandbox.dir, "ssh_config");
     await alice.must("config-ssh", "--yes", "--ssh-config-file", config);
     let outcomes = attempt();
-    const done = await sandbox.run("ssh", ["-F", config, "coder.evil", "true"], {
+    // It would itself ask its agent for keys before it logs in.
+    const ssh = ["-F", config, "-o", "IdentityAgent=none", "coder.evil", "true"];
+    const done = await sandbox.run("ssh", ssh, {
       CODER_CONFIG_DIR: alice.configDir,
       SSH_AUTH_SOCK: socketPath,
     });
@@ -216,8 +219,7 @@ describe("a hostile agent", function () {
     const forward = alice.start("port-forward", "evil", "--tcp", "0:4711");
     const [, local] = await sandbox.until(forward, "stdout", /127\.0\.0\.1:(\d+)/);
     const socket = net.connect(Number(local), "127.0.0.1");
-    socket.on("error", () => undefined);
-    await once(socket, "close");
+    await new Promise<void>((resolve) => socket.on("error", () => undefined).once("close", () => resolve()));
     forward.child.kill("SIGINT");
     await forward.finished;
     assert.deepEqual(new Set(found), new Set(["refused"]));

@@ -1,5 +1,6 @@
 // Grants given to clients, as rows: what was revoked stays so whoever was away, whichever replica it was told.
 import type { Knex } from "knex";
+import { TICKET_TTL_MS } from "../../../coordinator/coordinator.ts";
 import type { IssuedGrant } from "../../../coordinator/store.ts";
 import { MAX_UNRENEWED_MS } from "../../../mesh/node/admission.ts";
 import { type HeldRow, heldRows, judgeHeld } from "./reach.ts";
@@ -17,6 +18,8 @@ interface GrantRow {
 
 /** A session may go on for so long with an expired grant, and an hour for clocks and sweeps. */
 export const GRANT_KEPT_MS = MAX_UNRENEWED_MS + 3_600_000;
+/** What relays must go on refusing after a restart: no ticket lives longer. */
+export const REVOKED_KEPT_MS = TICKET_TTL_MS;
 /** Grants another replica revoked are told to our agents too, if we look within this. */
 const REVOKED_LATELY_MS = 60_000;
 
@@ -135,8 +138,8 @@ export interface VoidGrant {
   workspaceId: string | undefined;
   /** The client itself has nothing to seek here any more, not just at this agent. */
   isCredentialOver: boolean;
-  /** Not marked revoked yet. */
-  isNew: boolean;
+  /** When another look marked it; undefined: it is to be marked now. */
+  revokedAt: Date | undefined;
 }
 
 /** Judges grants anew. @returns those now void, and those another replica has lately revoked; marks nothing */
@@ -177,7 +180,7 @@ export async function findVoidGrants(knex: Knex, scope: GrantScope, now: Date): 
       nodeKey: row.node_key,
       workspaceId: held?.workspace_id ?? undefined,
       isCredentialOver: held !== undefined && judgeHeld(held, now) === "credential",
-      isNew: row.revoked_at === null,
+      revokedAt: row.revoked_at ?? undefined,
     };
   });
 }
@@ -212,10 +215,38 @@ export async function nextTokenExpiry(
   return rows[0].at ?? undefined;
 }
 
+/**
+ * Whom relays have to refuse, though they were told before they started or elsewhere: users who are out, and keys of
+ * nodes whose credential is over, with when that was found.
+ */
+export async function lockedOut(
+  knex: Knex,
+  now: Date,
+): Promise<{ userIds: string[]; keys: { nodeKey: string; at: Date }[] }> {
+  const since = new Date(now.getTime() - REVOKED_KEPT_MS);
+  const users: { id: string }[] = await knex("users")
+    .where("updated_at", ">", since)
+    .andWhere((where) => where.where("deleted", true).orWhere("status", "suspended"))
+    .select("id");
+  const { rows } = await knex.raw<{ rows: { node_key: string; at: Date }[] }>(
+    `select g.node_key, max(g.revoked_at) as at from mesh_grants g
+     left join api_keys k on k.id = g.token_id and k.user_id = g.user_id
+     where g.revoked_at > ? and (k.id is null or k.expires_at <= ?) group by g.node_key`,
+    [since, now] as never,
+  );
+  return {
+    userIds: users.map(({ id }) => id),
+    keys: rows.map(({ node_key, at }) => ({ nodeKey: node_key, at })),
+  };
+}
+
 /** Forgets what nobody can hold any more. */
 export async function pruneMesh(knex: Knex, now: Date): Promise<void> {
   await knex("mesh_grants")
     .where("expires_at", "<", new Date(now.getTime() - GRANT_KEPT_MS))
+    .andWhere((where) =>
+      where.whereNull("revoked_at").orWhere("revoked_at", "<", new Date(now.getTime() - REVOKED_KEPT_MS)),
+    )
     .delete();
   await knex("mesh_nodes").where("expires_at", "<", now).delete();
 }
