@@ -37,6 +37,7 @@ export async function runSsh(plan: SshPlan, target: SshTarget): Promise<number> 
       resumeWindowMs: plan.resumeWindowMs,
       eager: true,
     });
+  const release = plan.stdio ? ignoreHangups() : undefined;
   try {
     if (plan.stdio) return await stdio(plan, target, logger, reach);
     const { connection } = await reach();
@@ -45,7 +46,21 @@ export async function runSsh(plan: SshPlan, target: SshTarget): Promise<number> 
   } finally {
     await mesh.close();
     api.close();
+    release?.();
   }
+}
+
+/**
+ * An SSH client sends its ProxyCommand SIGHUP when it leaves. That must not cut off our goodbye: the agent would keep the
+ * session, its listeners and its programs for as long as it keeps one that was lost.
+ */
+function ignoreHangups(): () => void {
+  const ignore = () => undefined;
+  const signals = ["SIGHUP", "SIGINT"] as const;
+  for (const signal of signals) process.on(signal, ignore);
+  return () => {
+    for (const signal of signals) process.off(signal, ignore);
+  };
 }
 
 async function session(

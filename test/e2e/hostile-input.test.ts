@@ -213,6 +213,17 @@ describe("hostile input", function () {
     ]);
   });
 
+  it("a client that leaves takes its session with it, though ssh hangs up on it in the middle of its goodbye", async () => {
+    for (let i = 0; i < 4; i++)
+      await Promise.all(Array.from({ length: 4 }, () => lab.must("ssh coder.dev true")));
+    const ids = async () =>
+      (await lab.alice.json<{ id: string }[]>("sessions", "list", "dev")).map(({ id }) => id);
+    let left = await ids();
+    // The last goodbyes may still be on their way.
+    for (let tries = 0; tries < 3 && left.length > 0; tries++) left = await ids();
+    assert.deepEqual(left, []);
+  });
+
   // The last two: what the others use ends here.
   it("an agent that is killed: ssh and coder ssh say so and end with 255", async () => {
     const command = "'echo up; exec sleep 600'";

@@ -46,7 +46,7 @@ describe("the OpenSSH client", function () {
   const unique = () => String(500_000 + Math.floor(Math.random() * 400_000));
 
   before(async () => {
-    lab = await SshLab.start();
+    lab = await SshLab.start({ direct: true });
     tmux = new Tmux(lab.sandbox, { CODER_CONFIG_DIR: lab.alice.configDir });
   });
   after(async () => {
