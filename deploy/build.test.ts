@@ -3,7 +3,6 @@ import { spawnSync } from "node:child_process";
 import { mkdtempSync, readdirSync, readFileSync, rmSync } from "node:fs";
 import os from "node:os";
 import path from "node:path";
-import vm from "node:vm";
 import { type Built, build } from "./build.mjs";
 
 describe("the bundle", function () {
@@ -35,11 +34,16 @@ describe("the bundle", function () {
   };
 
   it("`coder ssh` is one script that V8 need not compile", () => {
-    const script = new vm.Script(readFileSync(file(`${ssh.name}.js`), "latin1"), {
-      cachedData: readFileSync(cache()),
-      importModuleDynamically: vm.constants.USE_MAIN_CONTEXT_DEFAULT_LOADER,
-    });
-    assert.equal(script.cachedDataRejected, false);
+    // In a process of its own: V8 compares flags, and whoever ran before may have set some here.
+    const check = `const { readFileSync } = require("node:fs"); const vm = require("node:vm");
+      const script = new vm.Script(readFileSync(process.argv[1], "latin1"), {
+        cachedData: readFileSync(process.argv[2]),
+        importModuleDynamically: vm.constants.USE_MAIN_CONTEXT_DEFAULT_LOADER,
+      });
+      process.stdout.write(String(script.cachedDataRejected));`;
+    const { NODE_OPTIONS: _, ...env } = process.env;
+    const args = ["-e", check, file(`${ssh.name}.js`), cache()];
+    assert.equal(spawnSync(process.execPath, args, { env, encoding: "utf8" }).stdout, "false");
   });
 
   it("the script is ASCII, as the launcher reads it", () => {
