@@ -17,6 +17,8 @@ const MAX_HEAD_BYTES = 8_192;
 export class Gate {
   readonly #server: net.Server;
   readonly #pairs = new Set<Pair>();
+  /** Of whom nothing was heard yet; some never say a word. */
+  readonly #silent = new Set<net.Socket>();
   /** Where the server listens. */
   targetPort: number;
   /** Connections taken so far, by purpose. */
@@ -46,11 +48,15 @@ export class Gate {
 
   #take(near: net.Socket): void {
     near.on("error", () => undefined);
+    this.#silent.add(near);
+    const leave = () => void near.destroy();
+    near.once("end", leave).once("close", () => this.#silent.delete(near));
     let head = Buffer.alloc(0);
     const onData = (chunk: Buffer): void => {
       head = Buffer.concat([head, chunk]);
       if (!head.includes("\r\n") && head.length < MAX_HEAD_BYTES) return;
-      near.removeListener("data", onData);
+      near.removeListener("data", onData).removeListener("end", leave);
+      this.#silent.delete(near);
       near.pause();
       this.#join(near, head);
     };
@@ -109,6 +115,7 @@ export class Gate {
   }
 
   async close(): Promise<void> {
+    for (const near of this.#silent) near.destroy();
     for (const { near, far } of this.#pairs) {
       near.destroy();
       far.destroy();

@@ -4,6 +4,7 @@ import assert from "node:assert/strict";
 import { execFileSync } from "node:child_process";
 import { createHash } from "node:crypto";
 import { once } from "node:events";
+import { existsSync, statSync } from "node:fs";
 import http from "node:http";
 import net, { type AddressInfo } from "node:net";
 import path from "node:path";
@@ -11,7 +12,7 @@ import { SshLab } from "./lab.ts";
 import { Counter, freePort, Transfer } from "./outage.ts";
 import type { Running } from "./sandbox.ts";
 import { Person } from "./server.ts";
-import { Tmux } from "./tmux.ts";
+import { poll, Tmux } from "./tmux.ts";
 
 const BIG_BYTES = 200_000_000;
 /** Ten times what is promised: this only tells "late" from "never". */
@@ -88,6 +89,10 @@ describe("sessions outlive", function () {
     const upload = lab.bash(`ssh coder.dev 'cat > up; sha256sum up' < ${lab.remote("big")}`);
     try {
       await counter.reached(5);
+      await poll(
+        () => existsSync(lab.remote("up")) && statSync(lab.remote("up")).size > 20_000_000,
+        () => "the upload is under way",
+      );
       assert.ok(lab.gate.cut("derp") >= 3);
       await lab.restartServer({ signal: "SIGKILL", awayMs: 500 });
       const done = await upload.finished;
