@@ -157,7 +157,9 @@ describe("derp properties: TLS", () => {
     const old = connect({ port, host: "127.0.0.1", rejectUnauthorized: false, maxVersion: "TLSv1.2" });
     const [error] = await once(old, "error");
     assert.match(error.code, /TLS|SSL|ECONNRESET/);
-    assert.equal((await dial(port)).getProtocol(), "TLSv1.3");
+    const socket = await dial(port);
+    assert.equal(socket.getProtocol(), "TLSv1.3");
+    socket.destroy();
   });
 
   it("says which file is wrong", async () => {
