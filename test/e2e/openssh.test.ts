@@ -309,12 +309,17 @@ describe("the OpenSSH client", function () {
       assert.equal(sha256(readFileSync(lab.remote("long"))), sha256(bytes));
     });
 
-    it(`sftp puts and gets ${MANY_FILES} files, and lists a folder of as many`, async () => {
+    it(`sftp puts ${MANY_FILES} files, gets a tenth of them back, and lists a folder of as many`, async () => {
       const folder = lab.local("many");
       manyFiles(folder, MANY_FILES);
-      writeFileSync(lab.local("b3"), `put -r ${folder} many\nget -r many ${lab.local("many-back")}\n`);
+      writeFileSync(
+        lab.local("b3"),
+        `put -r ${folder} many\nlmkdir ${lab.local("many-back")}\nget -r many/d1* ${lab.local("many-back")}/\n`,
+      );
       await lab.must(`sftp -q -b ${lab.local("b3")} coder.dev >/dev/null`);
-      execFileSync("diff", ["-r", folder, lab.local("many-back")]);
+      execFileSync("diff", ["-r", folder, lab.remote("many")]);
+      for (const name of readdirSync(folder).filter((one) => one.startsWith("d1")))
+        execFileSync("diff", ["-r", path.join(folder, name), path.join(lab.local("many-back"), name)]);
       mkdirSync(lab.remote("flat"));
       for (let i = 0; i < MANY_FILES; i++) writeFileSync(lab.remote(`flat/n${i}`), "");
       writeFileSync(lab.local("b4"), "ls -1 flat\n");
