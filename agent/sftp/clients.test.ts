@@ -27,7 +27,10 @@ describe("OpenSSH's sftp at our server", function () {
   let remote: string;
 
   before(async function () {
-    if (spawnSync("sftp", ["-?"]).error) return this.skip();
+    if (spawnSync("sftp", ["-?"]).error) {
+      console.log("      skipped: there is no sftp here");
+      return this.skip();
+    }
     base = temporaryDirectory();
     program = await buildServer(base);
   });

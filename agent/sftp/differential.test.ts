@@ -66,7 +66,10 @@ describe("the SFTP server beside OpenSSH's", () => {
   let bundle: string;
 
   before(async function () {
-    if (!OPENSSH_SERVER) return this.skip();
+    if (!OPENSSH_SERVER) {
+      console.log("      skipped: OpenSSH's sftp-server is not installed");
+      return this.skip();
+    }
     bundle = temporaryDirectory();
     const program = await buildServer(bundle);
     const start = async (file: string): Promise<Side> => {
@@ -400,7 +403,10 @@ describe("the SFTP server beside OpenSSH's", () => {
   });
 
   it("refuses alike what the account may not do", async function () {
-    if (!IS_ROOT) return this.skip();
+    if (!IS_ROOT) {
+      console.log("      skipped: only root can act as another user");
+      return this.skip();
+    }
     for (const directory of [ours.directory, theirs.directory]) {
       const limited = path.join(directory, "limited");
       fs.mkdirSync(path.join(limited, "closed"), { recursive: true });

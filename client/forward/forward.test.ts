@@ -142,8 +142,10 @@ describe("forwards from the user's side", () => {
         !Object.values(os.networkInterfaces())
           .flat()
           .some((at) => at?.address === "::1")
-      )
+      ) {
+        console.log("      skipped: no IPv6 on this machine");
         this.skip();
+      }
       const listener = await local(await serve((socket) => socket.end("hi")));
       for (const host of ["127.0.0.1", "::1"])
         assert.equal((await readAll(connect({ host, port: listener.port }))).toString(), "hi");

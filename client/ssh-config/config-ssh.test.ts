@@ -65,7 +65,10 @@ describe("coder config-ssh", () => {
     );
 
   it("makes a configuration that ssh understands", async function () {
-    if (!hasSsh()) this.skip();
+    if (!hasSsh()) {
+      console.log("      skipped: there is no ssh here");
+      return this.skip();
+    }
     await run("--yes", "-o", "ForwardAgent=yes", "--wait", "no");
     assert.equal(fs.statSync(file).mode & 0o777, 0o600);
     assert.equal(fs.statSync(path.dirname(file)).mode & 0o777, 0o700);
@@ -128,7 +131,10 @@ describe("coder config-ssh", () => {
   });
 
   it("asks before it changes a configuration; without a terminal it names the flag", async function () {
-    if (process.stdin.isTTY) this.skip();
+    if (process.stdin.isTTY) {
+      console.log("      skipped: stdin is a terminal");
+      return this.skip();
+    }
     await assert.rejects(run(), { code: "ERR_NO_TERMINAL" });
     assert.deepEqual(fs.readdirSync(dir), []);
   });

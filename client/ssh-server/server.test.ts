@@ -192,7 +192,10 @@ describe("the SSH server behind `coder ssh --stdio`", function () {
   this.timeout(30_000);
   let lab: Lab;
   before(function () {
-    if (!has("ssh")) this.skip();
+    if (!has("ssh")) {
+      console.log("      skipped: there is no ssh here");
+      return this.skip();
+    }
   });
   beforeEach(async () => {
     lab = await Lab.start();
@@ -577,7 +580,10 @@ describe("the SSH server behind `coder ssh --stdio`", function () {
     });
 
     it("-A lets programs in the workspace ask the user's SSH agent", async function () {
-      if (!has("ssh-agent") || !has("ssh-add")) this.skip();
+      if (!has("ssh-agent") || !has("ssh-add")) {
+        console.log("      skipped: there is no ssh-agent here");
+        return this.skip();
+      }
       const socket = path.join(lab.dir, "agent");
       const agent = lab.start("ssh-agent", ["-D", "-a", socket]);
       await until(() => fs.existsSync(socket));
@@ -597,7 +603,10 @@ describe("the SSH server behind `coder ssh --stdio`", function () {
     });
 
     it("-Y joins X11 clients of the workspace with the user's display", async function () {
-      if (!has("xauth")) this.skip();
+      if (!has("xauth")) {
+        console.log("      skipped: there is no xauth here");
+        return this.skip();
+      }
       const display = 900 + Math.floor(Math.random() * 1_000);
       let heard = Buffer.alloc(0);
       const server = net.createServer((socket) => {
@@ -619,7 +628,10 @@ describe("the SSH server behind `coder ssh --stdio`", function () {
         "cat <&3",
       ].join("; ");
       // biome-ignore-end lint/suspicious/noTemplateCurlyInString: see above
-      if (!has("xxd")) this.skip();
+      if (!has("xxd")) {
+        console.log("      skipped: there is no xxd here");
+        return this.skip();
+      }
       const env = { DISPLAY: `127.0.0.1:${display}`, XAUTHORITY: path.join(lab.dir, "Xauthority") };
       const done = await lab.ssh(client, ["-Y"], undefined, env);
       assert.equal(done.stdout.toString(), "display", done.stderr);

@@ -51,7 +51,8 @@ describe("STUN server", () => {
       client = await socket("udp6");
       server = await start({ host: "::" });
     } catch {
-      return this.skip(); // no IPv6 on this machine
+      console.log("      skipped: no IPv6 on this machine");
+      return this.skip();
     }
     const four = await socket();
     for (const [from, to, address] of [
