@@ -7,6 +7,7 @@ import {
   type ReachedGrant,
   verifyEd25519,
 } from "../coordinator/client.ts";
+import type { EarlyDial } from "../derp/client/early.ts";
 import type { RelayClient } from "../derp/client/regions.ts";
 import type { MeshLogger, MeshNode, MeshStream, PathInfo, PeerEvent } from "../mesh/node/node.ts";
 import type { DerpMapLike } from "../mesh/node/relay.ts";
@@ -52,7 +53,8 @@ export interface Mesh {
   readonly core: Promise<Core>;
   /** The grant asked for at the start (`MeshOptions.ask`). Rejects also when the first try to connect fails. */
   readonly asked: Promise<ReachedGrant> | undefined;
-  close(): Promise<void>;
+  /** @param options as MeshNode.close */
+  close(options?: { deliver?: boolean }): Promise<void>;
 }
 
 /** An agent within reach. */
@@ -91,6 +93,7 @@ export function startMesh(api: Pick<ApiClient, "url" | "token">, { logger, ask }
     url: `${api.url}/api/v2/mesh/coordinate`,
     token: api.token,
     nodeKey,
+    leavesAtOnce: true,
     onRelayMap: (newest) => {
       map = newest as unknown as DerpMapLike;
       relay?.setMap(map);
@@ -113,9 +116,11 @@ export function startMesh(api: Pick<ApiClient, "url" | "token">, { logger, ask }
     ]);
   asked?.catch(() => undefined);
 
+  let early: EarlyDial | undefined;
   const load = async (): Promise<Core> => {
     // The coordinator's request leaves first; what follows takes longer to load than many a round trip.
     await new Promise(setImmediate);
+    early = (await import("../derp/client/early.ts")).earlyDial(api.url);
     const [{ RelayClient }, { MeshNode }] = await Promise.all([
       import("../derp/client/regions.ts"),
       import("../mesh/node/node.ts"),
@@ -124,6 +129,7 @@ export function startMesh(api: Pick<ApiClient, "url" | "token">, { logger, ask }
       privateKey,
       accessUrl: api.url,
       map,
+      early,
       // Asked for at each connection: the coordinator renews it.
       ticket: () => coordinator.relayTicket,
     });
@@ -140,7 +146,15 @@ export function startMesh(api: Pick<ApiClient, "url" | "token">, { logger, ask }
   };
   const core = load();
   core.catch(() => undefined);
-  return { core, asked, close: async () => (await core).node.close() };
+  return {
+    core,
+    asked,
+    close: async (options) => {
+      const { node } = await core;
+      early?.close();
+      await node.close(options);
+    },
+  };
 }
 
 /** As mesh/node's, without loading it. */

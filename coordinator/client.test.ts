@@ -3,6 +3,7 @@ import { once } from "node:events";
 import { createServer } from "node:http";
 import type { AddressInfo } from "node:net";
 import { WebSocket, WebSocketServer } from "ws";
+import { systemRuntime } from "../mesh/node/runtime.ts";
 import { encodeStatement } from "../mesh/wire/signed.ts";
 import { CoordinatorClient, type CoordinatorError } from "./client.ts";
 import { Coordinator, type NodeSubject } from "./coordinator.ts";
@@ -199,6 +200,26 @@ describe("coordinator client", () => {
     const question = JSON.stringify({ type: "grant-request", request: 1, agentId: AGENT });
     for (let i = 0; i < 300; i++) flood.send(question);
     assert.equal((await once(flood, "close"))[0], 4429);
+    await server.stop();
+  });
+
+  it("a command leaves without waiting for the farewell, and is heard to leave in good order", async () => {
+    const server = await listen(new Coordinator(deps()), (token) => subjects[token]);
+    const user = new CoordinatorClient({
+      url: `http://127.0.0.1:${server.port}/coordinate`,
+      token: "user",
+      nodeKey: keyOf(9),
+      leavesAtOnce: true,
+      // What would end the wait for a coordinator that does not answer.
+      runtime: { ...systemRuntime, setTimer: () => ({}) },
+    });
+    await user.requestGrant(AGENT).catch(() => undefined);
+    const [far] = server.clients;
+    far.pause();
+    await user.close();
+    const closed = once(far, "close");
+    far.resume();
+    assert.equal((await closed)[0], 1000);
     await server.stop();
   });
 

@@ -1,5 +1,6 @@
-import { WebSocket } from "ws";
+import { type ClientOptions, WebSocket } from "ws";
 import type { Coordinator, GrantedAgent } from "../mesh/node/coordinator.ts";
+import { type Runtime, systemRuntime, type Timer } from "../mesh/node/runtime.ts";
 import { withDeadline } from "../mesh/node/wait.ts";
 import { fromBase64, toBase64, utf8 } from "../mesh/wire/bytes.ts";
 import {
@@ -41,8 +42,14 @@ export interface CoordinatorClientOptions {
   onRelayTicket?: (ticket: string) => void;
   /** `error.unauthorized`: the credential was refused or taken back, and `error.message` says what to do. */
   onState?: (state: { connected: boolean; error?: CoordinatorError }) => void;
+  /** `close` does not wait for the coordinator's farewell: a command's user would wait a round trip for nothing. */
+  leavesAtOnce?: boolean;
   /** 0 <= n < 1 */
   random?: () => number;
+  /** Clocks and timers; the process's by default. */
+  runtime?: Runtime;
+  /** Begins to connect; a WebSocket of `ws` by default. */
+  openSocket?: (url: string, options: ClientOptions) => WebSocket;
 }
 
 /** What a grant is asked for: an agent, or the agent of a workspace ("name", "me/name", "owner/name"). */
@@ -117,13 +124,16 @@ export class CoordinatorClient implements Coordinator {
   #nextRequest = 1;
   #homeRegion: number | undefined;
   #resumeToken: string | undefined;
-  #clockOffsetMs = Date.now() - performance.now();
-  #retry: NodeJS.Timeout | undefined;
-  #silence: NodeJS.Timeout | undefined;
+  readonly #runtime: Runtime;
+  #clockOffsetMs: number;
+  #retry: Timer | undefined;
+  #silence: Timer | undefined;
   #lastError: CoordinatorError | undefined;
 
   constructor(options: CoordinatorClientOptions) {
     this.#options = options;
+    this.#runtime = options.runtime ?? systemRuntime;
+    this.#clockOffsetMs = this.#runtime.wallClockMs() - this.#runtime.nowMs();
     this.#homeRegion = options.homeRegion;
   }
 
@@ -132,7 +142,7 @@ export class CoordinatorClient implements Coordinator {
   }
 
   nowMs(): number {
-    return performance.now() + this.#clockOffsetMs;
+    return this.#runtime.nowMs() + this.#clockOffsetMs;
   }
 
   /** Starts connecting (and keeps reconnecting). @returns once welcomed @throws {CoordinatorError} when the first try fails for good */
@@ -186,7 +196,7 @@ export class CoordinatorClient implements Coordinator {
   check(): void {
     if (this.#closed) return;
     if (this.#retry) {
-      clearTimeout(this.#retry);
+      this.#runtime.clearTimer(this.#retry);
       this.#failures = 0;
       return this.#open();
     }
@@ -197,21 +207,23 @@ export class CoordinatorClient implements Coordinator {
 
   async close(): Promise<void> {
     this.#closed = true;
-    clearTimeout(this.#retry);
-    clearTimeout(this.#silence);
+    this.#runtime.clearTimer(this.#retry);
+    this.#runtime.clearTimer(this.#silence);
     const socket = this.#socket;
     this.#fail(new CoordinatorError("ERR_COORDINATOR_UNREACHABLE", "closed"));
     if (!socket) return;
     await new Promise<void>((resolve) => {
-      const force = setTimeout(() => socket.terminate(), 1000);
+      const force = this.#runtime.setTimer(() => socket.terminate(), 1000);
       socket.once("close", () => {
-        clearTimeout(force);
+        this.#runtime.clearTimer(force);
         resolve();
       });
       if (socket.readyState === WebSocket.CLOSED) {
-        clearTimeout(force);
+        this.#runtime.clearTimer(force);
         resolve();
       } else socket.close(1000);
+      // By then the kernel has our half of it.
+      if (this.#options.leavesAtOnce) setImmediate(() => socket.terminate());
     });
   }
 
@@ -219,7 +231,7 @@ export class CoordinatorClient implements Coordinator {
   #start(): void {
     if (this.#closed || this.#socket || this.#retry || this.#starting) return;
     this.#starting = true;
-    this.#awaySince ??= performance.now();
+    this.#awaySince ??= this.#runtime.nowMs();
     queueMicrotask(() => {
       this.#starting = false;
       if (!this.#closed) this.#open();
@@ -230,7 +242,8 @@ export class CoordinatorClient implements Coordinator {
     this.#retry = undefined;
     const first = this.#firstMessages();
     const early = base64Json(first);
-    const socket = new WebSocket(this.#options.url.replace(/^http/, "ws"), {
+    const { openSocket = openWebSocket } = this.#options;
+    const socket = openSocket(this.#options.url.replace(/^http/, "ws"), {
       headers: {
         "Coder-Session-Token": this.#options.token,
         ...(early ? { [FIRST_MESSAGES_HEADER]: early } : {}),
@@ -305,14 +318,17 @@ export class CoordinatorClient implements Coordinator {
   #lost(error = new CoordinatorError("ERR_COORDINATOR_UNREACHABLE", "the coordinator hung up")): void {
     this.#socket = undefined;
     this.#ready = false;
-    clearTimeout(this.#silence);
+    this.#runtime.clearTimer(this.#silence);
     this.#fail(error);
     if (this.#closed) return;
-    this.#awaySince ??= performance.now();
-    const outageMs = performance.now() - this.#awaySince;
-    this.#retry = setTimeout(
+    this.#awaySince ??= this.#runtime.nowMs();
+    const outageMs = this.#runtime.nowMs() - this.#awaySince;
+    this.#retry = this.#runtime.setTimer(
       () => this.#open(),
-      reconnectDelayMs({ failures: this.#failures++, outageMs }, (this.#options.random ?? Math.random)()),
+      reconnectDelayMs(
+        { failures: this.#failures++, outageMs },
+        this.#options.random?.() ?? this.#runtime.random(),
+      ),
     );
     this.#options.onState?.({ connected: false, error });
   }
@@ -341,8 +357,8 @@ export class CoordinatorClient implements Coordinator {
   }
 
   #expectWithin(ms: number): void {
-    clearTimeout(this.#silence);
-    this.#silence = setTimeout(() => this.#socket?.terminate(), ms);
+    this.#runtime.clearTimer(this.#silence);
+    this.#silence = this.#runtime.setTimer(() => this.#socket?.terminate(), ms);
   }
 
   #send(message: NodeMessageInput): void {
@@ -396,7 +412,7 @@ export class CoordinatorClient implements Coordinator {
   }
 
   #welcome(message: Extract<CoordinatorMessage, { type: "welcome" }>): void {
-    this.#clockOffsetMs = message.serverTimeMs - performance.now();
+    this.#clockOffsetMs = message.serverTimeMs - this.#runtime.nowMs();
     this.signingKeys = message.signingKeys;
     this.agentId = message.agentId;
     this.#resumeToken = message.resumeToken;
@@ -457,6 +473,7 @@ export class CoordinatorClient implements Coordinator {
     this.#start();
     try {
       return await withDeadline(answer, {
+        runtime: this.#runtime,
         ms: REQUEST_TIMEOUT_MS,
         signal,
         onTimeout: () =>
@@ -478,6 +495,7 @@ export class CoordinatorClient implements Coordinator {
     });
     try {
       await withDeadline(welcomed, {
+        runtime: this.#runtime,
         ms: CONNECT_TIMEOUT_MS,
         signal,
         onTimeout: () =>
@@ -506,6 +524,8 @@ export class CoordinatorClient implements Coordinator {
     this.#welcomed.clear();
   }
 }
+
+const openWebSocket = (url: string, options: ClientOptions): WebSocket => new WebSocket(url, options);
 
 /** @returns undefined when it is too much for a header */
 function base64Json(messages: NodeMessageInput[]): string | undefined {

@@ -63,8 +63,17 @@ export function openResumeToken(
   const signature = bytes.subarray(KEY_ID_BYTES, KEY_ID_BYTES + SIGNATURE_BYTES);
   if (!key || body.length === 0) return undefined;
   if (!verifyEd25519(fromBase64(key.publicKey), concatBytes(CONTEXT, body), signature)) return undefined;
-  const parsed = ResumeToken.safeParse(JSON.parse(fromUtf8(body)));
+  const parsed = ResumeToken.safeParse(jsonOf(body));
   if (!parsed.success || parsed.data.credential !== credential || parsed.data.expiresAt <= nowMs)
     return undefined;
   return parsed.data;
+}
+
+/** @returns undefined for what is no JSON: another version of us may have signed it */
+function jsonOf(bytes: Uint8Array): unknown {
+  try {
+    return JSON.parse(fromUtf8(bytes));
+  } catch {
+    return undefined;
+  }
 }

@@ -1,5 +1,6 @@
 import type { IncomingMessage } from "node:http";
 import type { RawData, WebSocket } from "ws";
+import { type Runtime, systemRuntime, type Timer } from "../mesh/node/runtime.ts";
 import { fromBase64, fromUtf8 } from "../mesh/wire/bytes.ts";
 import {
   CLOSE_CODES,
@@ -51,8 +52,10 @@ const MAX_REASON_BYTES = 123;
 export interface ServeOptions extends AcceptOptions {
   pingIntervalMs?: number;
   helloTimeoutMs?: number;
-  /** Unix ms; Date.now by default. */
+  /** Unix ms; the runtime's by default. */
   wallClockMs?: () => number;
+  /** Clocks and timers; the process's by default. */
+  runtime?: Runtime;
   /** What the upgrade request already said: firstMessages(). */
   first?: string[];
 }
@@ -82,7 +85,8 @@ export function serveNode(
   {
     pingIntervalMs = PING_INTERVAL_MS,
     helloTimeoutMs = HELLO_TIMEOUT_MS,
-    wallClockMs = Date.now,
+    runtime = systemRuntime,
+    wallClockMs = () => runtime.wallClockMs(),
     first = [],
     ...accept
   }: ServeOptions = {},
@@ -93,7 +97,7 @@ export function serveNode(
   const close = (code: string, message: string) => {
     const reason = Buffer.from(`${code}: ${message}`).subarray(0, MAX_REASON_BYTES).toString("latin1");
     // A node that reads nothing would keep the connection half closed.
-    setTimeout(() => socket.terminate(), CLOSE_TIMEOUT_MS).unref();
+    runtime.setIdleTimer(() => socket.terminate(), CLOSE_TIMEOUT_MS);
     socket.close(CLOSE_CODE_OF[code] ?? CLOSE_CODES.protocol, reason.replace(/[^\x20-\x7e]/g, "?"));
   };
 
@@ -113,10 +117,10 @@ export function serveNode(
     void coordinator.dismiss(link, code, message).catch(() => undefined);
 
   for (const message of first) void coordinator.receive(link, message);
-  const hello = setTimeout(() => {
+  const hello = runtime.setTimer(() => {
     if (link.nodeKey === undefined) end("ERR_SILENT", "no hello came");
   }, helloTimeoutMs);
-  const pace = messagePace(socket);
+  const pace = messagePace(socket, runtime);
   socket.on("message", (data: RawData, isBinary: boolean) => {
     heard = true;
     if (isBinary) return end("ERR_BAD_VALUE", "messages are text");
@@ -135,19 +139,19 @@ export function serveNode(
     heard = true;
     coordinator.heard(link);
   });
-  const clockOffsetMs = wallClockMs() - performance.now();
-  const pings = setInterval(() => {
+  const clockOffsetMs = wallClockMs() - runtime.nowMs();
+  const pings = runtime.repeat(() => {
     // Nothing was heard, so no close would be answered either.
     if (!heard) return socket.terminate();
     heard = false;
-    if (Math.abs(wallClockMs() - performance.now() - clockOffsetMs) > CLOCK_SET_MS)
+    if (Math.abs(wallClockMs() - runtime.nowMs() - clockOffsetMs) > CLOCK_SET_MS)
       return end("ERR_CLOCK_SET", "the coordinator's clock was set");
     socket.ping();
   }, pingIntervalMs);
   socket.on("error", () => socket.terminate());
   socket.on("close", () => {
-    clearInterval(pings);
-    clearTimeout(hello);
+    runtime.clearTimer(pings);
+    runtime.clearTimer(hello);
     pace.stop();
     // A store that fails here keeps a record nobody renews: it expires.
     coordinator.disconnect(link).catch(() => undefined);
@@ -156,14 +160,14 @@ export function serveNode(
 }
 
 /** Stops reading from a node that says more than it may, until it may again. */
-function messagePace(socket: WebSocket): { took(bytes: number): void; stop(): void } {
+function messagePace(socket: WebSocket, runtime: Runtime): { took(bytes: number): void; stop(): void } {
   let messages = MESSAGE_BURST;
   let bytes = BYTE_BURST;
-  let at = performance.now();
-  let timer: NodeJS.Timeout | undefined;
+  let at = runtime.nowMs();
+  let timer: Timer | undefined;
   return {
     took(length) {
-      const now = performance.now();
+      const now = runtime.nowMs();
       const seconds = (now - at) / 1000;
       at = now;
       messages = Math.min(MESSAGE_BURST, messages + seconds * MESSAGES_PER_SECOND) - 1;
@@ -171,11 +175,11 @@ function messagePace(socket: WebSocket): { took(bytes: number): void; stop(): vo
       const waitMs = Math.max((-messages * 1000) / MESSAGES_PER_SECOND, (-bytes * 1000) / BYTES_PER_SECOND);
       if (waitMs <= 0 || timer) return;
       socket.pause();
-      timer = setTimeout(() => {
+      timer = runtime.setTimer(() => {
         timer = undefined;
         socket.resume();
       }, waitMs);
     },
-    stop: () => clearTimeout(timer),
+    stop: () => runtime.clearTimer(timer),
   };
 }

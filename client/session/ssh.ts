@@ -120,7 +120,8 @@ async function session(
       await Promise.race([mesh.close(), pause(LEAVE_MS, new AbortController().signal)]);
       process.exit(result.exitCode);
     }
-    await mesh.close(); // tells the agent
+    // The agent is told. What the session's process has not read by now it never will; forwards may have more to say.
+    await mesh.close({ deliver: needsTelling(plan) });
     return result.exitCode;
   } finally {
     unwatch?.();

@@ -65,6 +65,15 @@ describe("signing in", () => {
       assert.equal((await test.anyone.call("GET", path, undefined, headers)).status, 401);
   });
 
+  it("a key's id opens nothing with another secret, be it another key's", async () => {
+    const [mine, other] = await Promise.all([1, 2].map(() => login(test.anyone, "ada@example.com")));
+    const [id, secret = ""] = (mine.token ?? "").split("-");
+    const changed = `${secret.slice(0, -1)}${secret.endsWith("x") ? "y" : "x"}`;
+    for (const wrong of [changed, other.token?.split("-")[1], "0".repeat(secret.length)])
+      assert.equal((await new TestClient(test.plane.url, `${id}-${wrong}`).get("/users/me")).status, 401);
+    assert.equal((await mine.get("/users/me")).status, 200);
+  });
+
   it("a page of another site can't use the cookie to change anything", async () => {
     const { token = "" } = await login(test.anyone, "ada@example.com");
     const cookie = `coder_session_token=${token}`;

@@ -300,4 +300,13 @@ describeDatabases("job queue", (database) => {
     assert.equal(next.length, 2);
     assert.ok(next[0].privateKey && !next[1].privateKey && next[1].keyId === key.keyId);
   });
+
+  it("a replica whose clock is behind signs with the key that another has just made", async () => {
+    await knex("signing_keys").delete();
+    const now = new Date();
+    const [made] = await loadSigningKeys(knex, now);
+    const behind = await loadSigningKeys(knex, new Date(now.getTime() - 5_000));
+    assert.deepEqual(behind, [made]);
+    assert.ok(made.privateKey);
+  });
 });

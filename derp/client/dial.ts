@@ -2,6 +2,7 @@
 import { lookup as dnsLookup } from "node:dns";
 import { connect, isIP, type Socket } from "node:net";
 import type { TLSSocket } from "node:tls";
+import type { EarlyDial } from "./early.ts";
 import { RelayError } from "./errors.ts";
 import { ResponseHeadReader, requestHead } from "./http-head.ts";
 import type { AddressRule, NodeAddresses } from "./nodes.ts";
@@ -21,6 +22,8 @@ export interface DialOptions extends Omit<TrustOptions, "host"> {
   v6KnownGood?: boolean;
   /** Where HTTPS_PROXY, HTTP_PROXY and NO_PROXY are read; the process's by default. */
   environment?: Environment;
+  /** Perhaps there already. */
+  early?: EarlyDial;
   /** Ends the attempt with its reason. */
   signal: AbortSignal;
 }
@@ -76,6 +79,11 @@ export function raceOrder(v4: string[], v6: string[], v6KnownGood: boolean): Dia
 
 /** @throws {RelayError} ERR_RELAY_UNREACHABLE, ERR_RELAY_TLS, or the signal's reason */
 export async function dialRelay(options: DialOptions): Promise<Dialled> {
+  const early = await options.early?.take(options);
+  return early ?? (await dial(options));
+}
+
+async function dial(options: DialOptions): Promise<Dialled> {
   const { url, signal } = options;
   signal.throwIfAborted();
   const secure = url.protocol === "https:";

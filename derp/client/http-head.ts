@@ -49,9 +49,10 @@ export class ResponseHeadReader {
   push(chunk: Uint8Array): ResponseHead | undefined {
     let from = Math.max(0, this.#held.length - 3);
     this.#held = Buffer.concat([this.#held, chunk]);
-    if (!STATUS_START.startsWith(this.#held.toString("latin1", 0, STATUS_START.length)))
-      throw notHttp("what answers speaks neither HTTP nor DERP");
     for (;;) {
+      // Of the head behind an informational one, too.
+      if (!STATUS_START.startsWith(this.#held.toString("latin1", 0, STATUS_START.length)))
+        throw notHttp("what answers speaks neither HTTP nor DERP");
       const end = this.#held.indexOf("\r\n\r\n", from);
       const headBytes = end === -1 ? this.#held.length : end + 4;
       if (this.#seenBytes + headBytes > MAX_HEAD_BYTES)

@@ -1,10 +1,12 @@
 // All relay connections of a node: one per region of the map, the home for good, others while they are written to.
-import { performance } from "node:perf_hooks";
 import type { DerpMapLike, Relay, RelayPacket, RelayState } from "../../mesh/node/relay.ts";
-import { equalBytes } from "../../mesh/wire/bytes.ts";
+import { type Runtime, systemRuntime, type Timer } from "../../mesh/node/runtime.ts";
+import { concatBytes, equalBytes } from "../../mesh/wire/bytes.ts";
 import { backoffMs } from "./backoff.ts";
-import { DerpClient } from "./client.ts";
+import { DerpClient, type DerpClientOptions } from "./client.ts";
+import type { RelayConnection } from "./connection.ts";
 import type { DialOptions } from "./dial.ts";
+import type { EarlyDial } from "./early.ts";
 import { isRelayError, RelayError } from "./errors.ts";
 import { preferredHome, ReportHistory } from "./home.ts";
 import type { NetcheckReport } from "./netcheck.ts";
@@ -33,6 +35,8 @@ export interface RelayClientOptions {
   headers?: Record<string, string>;
   /** The relay ticket in base64, asked for at each attempt; relays admit its bearer under its limits. */
   ticket?: () => string | undefined;
+  /** A connection to the access URL that was begun before the map was known; the first relay there gets it. */
+  early?: EarlyDial;
   /** A certificate authority in PEM beside the system's. */
   ca?: string;
   appName?: string;
@@ -46,6 +50,10 @@ export interface RelayClientOptions {
   environment?: DialOptions["environment"];
   /** 0..1; spreads reconnects. */
   random?: () => number;
+  /** Clocks and timers; the process's by default. Connections keep to the process's own. */
+  runtime?: Runtime;
+  /** Makes one connection that is not open yet; a DerpClient by default. */
+  newConnection?: (options: DerpClientOptions) => RelayConnection;
 }
 
 /** Between two nodes of one region, as long as another is left. */
@@ -84,11 +92,11 @@ const MEASURE_GAP_MS = 20_000;
 interface Link {
   id: number;
   region: ClientRegion;
-  client: DerpClient | undefined;
+  client: RelayConnection | undefined;
   attempt: Promise<void> | undefined;
   attemptAt: number;
   abort: AbortController | undefined;
-  timer: NodeJS.Timeout | undefined;
+  timer: Timer | undefined;
   failures: number;
   /** A connection was confirmed at some time. */
   known: boolean;
@@ -122,6 +130,7 @@ export class RelayClient implements Relay {
   onHealth: ((region: number, problem: string) => void) | undefined;
 
   #options: RelayClientOptions;
+  readonly #runtime: Runtime;
   #random: () => number;
   #links = new Map<number, Link>();
   /** Peer (latin1) -> region where it was last heard. */
@@ -134,14 +143,15 @@ export class RelayClient implements Relay {
   #history = new ReportHistory<NetcheckReport>();
   #measuring: Promise<NetcheckReport> | undefined;
   #measuredAt = Number.NEGATIVE_INFINITY;
-  #measureTimer: NodeJS.Timeout | undefined;
+  #measureTimer: Timer | undefined;
   #stop = new AbortController();
-  #idleTimer: NodeJS.Timeout | undefined;
+  #idleTimer: Timer | undefined;
   #closed = false;
 
   constructor(options: RelayClientOptions) {
     this.#options = options;
-    this.#random = options.random ?? Math.random;
+    this.#runtime = options.runtime ?? systemRuntime;
+    this.#random = options.random ?? (() => this.#runtime.random());
     if (options.map) this.#applyMap(options.map);
   }
 
@@ -163,17 +173,28 @@ export class RelayClient implements Relay {
    * `region` in the background.
    */
   send(peer: Uint8Array, region: number, data: Uint8Array): boolean {
+    return this.#way(peer, region)?.send(peer, data) ?? false;
+  }
+
+  sendPieces(peer: Uint8Array, region: number, pieces: readonly Uint8Array[]): boolean {
+    const way = this.#way(peer, region);
+    if (!way) return false;
+    return way.sendPieces ? way.sendPieces(peer, pieces) : way.send(peer, concatBytes(...pieces));
+  }
+
+  /** The connection that a packet takes; without one the region is dialled. */
+  #way(peer: Uint8Array, region: number): RelayConnection | undefined {
     const link = this.#links.get(region);
-    const now = performance.now();
+    const now = this.#runtime.nowMs();
     if (link) link.usedAt = now;
-    if (link?.client?.connected) return link.client.send(peer, data);
+    if (link?.client?.connected) return link.client;
     const heard = this.#routes.size > 0 ? this.#links.get(this.#routes.get(text(peer)) ?? -1) : undefined;
     if (heard?.client?.connected) {
       heard.usedAt = now;
-      return heard.client.send(peer, data);
+      return heard.client;
     }
     if (link && !link.timer) this.#dial(link).catch(() => {}); // told through onState
-    return false;
+    return undefined;
   }
 
   isWritable(region: number): boolean {
@@ -201,7 +222,7 @@ export class RelayClient implements Relay {
         this.#closed ? "ERR_RELAY_CLOSED" : "ERR_RELAY_NO_REGION",
         this.#closed ? "the relay client is closed" : `the relay map has no relay in region ${region}`,
       );
-    link.usedAt = performance.now();
+    link.usedAt = this.#runtime.nowMs();
     if (!link.client?.connected) await this.#dial(link);
   }
 
@@ -251,8 +272,8 @@ export class RelayClient implements Relay {
   async close(): Promise<void> {
     this.#closed = true;
     this.#stop.abort();
-    clearTimeout(this.#measureTimer);
-    clearInterval(this.#idleTimer);
+    this.#runtime.clearTimer(this.#measureTimer);
+    this.#runtime.clearTimer(this.#idleTimer);
     this.#idleTimer = undefined;
     const measured = this.#measuring?.catch(() => {});
     this.#routes.clear();
@@ -280,7 +301,8 @@ export class RelayClient implements Relay {
       this.#links.delete(link.id);
       this.#drop(link);
     }
-    for (const [id, region] of regions) if (!this.#links.has(id)) this.#links.set(id, newLink(id, region));
+    for (const [id, region] of regions)
+      if (!this.#links.has(id)) this.#links.set(id, newLink(id, region, this.#runtime.nowMs()));
     this.#setHome(this.#chooseHome());
     this.#measureSoon(FIRST_MEASURE_MS);
   }
@@ -310,13 +332,13 @@ export class RelayClient implements Relay {
     return (
       !this.#closed &&
       this.#links.get(link.id) === link &&
-      (link.id === this.#home || link.id === this.#nextHome || performance.now() - link.usedAt < IDLE_MS)
+      (link.id === this.#home || link.id === this.#nextHome || this.#runtime.nowMs() - link.usedAt < IDLE_MS)
     );
   }
 
   /** One attempt at a time; a second caller waits for the first one's. */
   #dial(link: Link): Promise<void> {
-    clearTimeout(link.timer);
+    this.#runtime.clearTimer(link.timer);
     link.timer = undefined;
     link.attempt ??= this.#tryNodes(link).finally(() => {
       link.attempt = undefined;
@@ -326,7 +348,7 @@ export class RelayClient implements Relay {
 
   async #tryNodes(link: Link): Promise<void> {
     const nodes = relayNodes(link.region);
-    const startedAt = performance.now();
+    const startedAt = this.#runtime.nowMs();
     const abort = new AbortController();
     link.abort = abort;
     link.attemptAt = startedAt;
@@ -334,7 +356,7 @@ export class RelayClient implements Relay {
     for (const [i, node] of nodes.entries()) {
       let again = true;
       while (again) {
-        const leftMs = CONNECT_MS - (performance.now() - startedAt);
+        const leftMs = CONNECT_MS - (this.#runtime.nowMs() - startedAt);
         if (leftMs <= 0 || abort.signal.aborted) break;
         const client = this.#newClient(link, node, i === nodes.length - 1, leftMs);
         this.#listen(link, client);
@@ -357,13 +379,14 @@ export class RelayClient implements Relay {
     throw failure;
   }
 
-  #newClient(link: Link, node: ClientNode, last: boolean, leftMs: number): DerpClient {
-    const { headers, ticket, privateKey, ca, appName, environment, forceWebSockets } = this.#options;
+  #newClient(link: Link, node: ClientNode, last: boolean, leftMs: number): RelayConnection {
+    const { headers, ticket, privateKey, ca, appName, environment, forceWebSockets, early } = this.#options;
     const [ideal] = relayNodes(link.region);
     const bearer = ticket?.();
     const hurry = link.known && link.failures % PATIENT_EVERY !== 0 ? RECONNECT_TCP_MS : undefined;
-    if (link.webSocket && performance.now() > link.webSocket.untilAt) this.#setFallback(link, undefined);
-    return new DerpClient({
+    if (link.webSocket && this.#runtime.nowMs() > link.webSocket.untilAt) this.#setFallback(link, undefined);
+    const { newConnection = (given: DerpClientOptions) => new DerpClient(given) } = this.#options;
+    return newConnection({
       url: nodeUrl(node),
       addresses: nodeAddresses(node),
       certName: node.CertName,
@@ -381,6 +404,7 @@ export class RelayClient implements Relay {
       ca,
       appName,
       environment,
+      early,
       v6KnownGood: this.#v6KnownGood,
       timeoutMs: leftMs,
       connectMs: last ? hurry : NODE_CONNECT_MS,
@@ -388,7 +412,7 @@ export class RelayClient implements Relay {
   }
 
   /** Learns from a failure how to dial the region. @returns whether that makes another attempt worthwhile at once */
-  #adapt(link: Link, client: DerpClient, error: Error | undefined): boolean {
+  #adapt(link: Link, client: RelayConnection, error: Error | undefined): boolean {
     const { code, status } = isRelayError(error) ? error : { code: undefined, status: undefined };
     if (client.fastStarted && !client.confirmed && code !== "ERR_RELAY_ABORTED") {
       // Another key, or something in between that swallows what it does not expect: say one thing at a time.
@@ -407,11 +431,12 @@ export class RelayClient implements Relay {
   }
 
   #setFallback(link: Link, reason: string | undefined): void {
-    link.webSocket = reason === undefined ? undefined : { reason, untilAt: performance.now() + WEBSOCKET_MS };
+    link.webSocket =
+      reason === undefined ? undefined : { reason, untilAt: this.#runtime.nowMs() + WEBSOCKET_MS };
     this.onFallback?.(link.id, reason);
   }
 
-  #opened(link: Link, client: DerpClient): void {
+  #opened(link: Link, client: RelayConnection): void {
     if (this.#closed || this.#links.get(link.id) !== link) {
       client.close();
       throw new RelayError("ERR_RELAY_ABORTED", "closed while connecting");
@@ -427,15 +452,16 @@ export class RelayClient implements Relay {
     if (client.family === 6) this.#v6KnownGood = true;
     if (link.id === this.#nextHome) this.#setHome(link.id);
     else if (link.id === this.#home) client.notePreferred(true);
-    if (link.id !== this.#home) this.#idleTimer ??= setInterval(() => this.#closeIdle(), IDLE_CHECK_MS);
+    if (link.id !== this.#home)
+      this.#idleTimer ??= this.#runtime.repeat(() => this.#closeIdle(), IDLE_CHECK_MS);
     this.onState?.({ region: link.id, connected: true });
   }
 
-  #listen(link: Link, client: DerpClient): void {
+  #listen(link: Link, client: RelayConnection): void {
     client.on("confirmed", () => {
       link.known = true;
       link.restartInMs = undefined;
-      link.confirmedAt = performance.now();
+      link.confirmedAt = this.#runtime.nowMs();
     });
     client.on("packet", ({ src, data }) => {
       this.#heard(link, src);
@@ -457,7 +483,7 @@ export class RelayClient implements Relay {
       link.client = undefined;
       link.lastSrc = NOBODY;
       for (const [peer, region] of this.#routes) if (region === link.id) this.#routes.delete(peer);
-      const now = performance.now();
+      const now = this.#runtime.nowMs();
       if (link.confirmedAt !== undefined && now - link.confirmedAt >= STABLE_MS) {
         link.failures = 0;
         link.goodAt = now;
@@ -474,7 +500,7 @@ export class RelayClient implements Relay {
   /** Is the connection still good? See `check`. */
   #checkLink(link: Link): void {
     const { client } = link;
-    const now = performance.now();
+    const now = this.#runtime.nowMs();
     if (!client) {
       if (!this.#wanted(link)) return;
       if (!link.attempt)
@@ -488,7 +514,7 @@ export class RelayClient implements Relay {
     const dead = (why: string): void => {
       if (link.client !== client) return;
       link.failures = 0;
-      link.goodAt = performance.now();
+      link.goodAt = this.#runtime.nowMs();
       link.restartInMs = undefined;
       client.abandon(new RelayError("ERR_RELAY_CLOSED", why));
       if (link.timer) this.#dial(link).catch(() => {}); // told through onState
@@ -502,7 +528,8 @@ export class RelayClient implements Relay {
     client
       .ping(CHECK_MS)
       .catch(() => {
-        if (performance.now() - client.lastFrameAt > CHECK_FRESH_MS) dead("the relay connection went silent");
+        if (this.#runtime.nowMs() - client.lastFrameAt > CHECK_FRESH_MS)
+          dead("the relay connection went silent");
       })
       .finally(() => {
         link.checking = false;
@@ -519,31 +546,31 @@ export class RelayClient implements Relay {
   /** Measures after a while; an earlier appointment stands. */
   #measureSoon(afterMs: number): void {
     if (!this.#choosy) {
-      clearTimeout(this.#measureTimer);
+      this.#runtime.clearTimer(this.#measureTimer);
       this.#measureTimer = undefined;
       return;
     }
-    const gapMs = this.#measuredAt + MEASURE_GAP_MS - performance.now();
+    const gapMs = this.#measuredAt + MEASURE_GAP_MS - this.#runtime.nowMs();
     if (this.#measureTimer && afterMs > 0) return;
-    clearTimeout(this.#measureTimer);
-    this.#measureTimer = setTimeout(
+    this.#runtime.clearTimer(this.#measureTimer);
+    // No reason to live on.
+    this.#measureTimer = this.#runtime.setIdleTimer(
       () => {
         this.#measureTimer = undefined;
         if (!this.#choosy) return;
-        this.netcheck({ full: this.#history.needsFull(performance.now()) })
+        this.netcheck({ full: this.#history.needsFull(this.#runtime.nowMs()) })
           .catch(() => {}) // closed
           .finally(() => this.#measureSoon(MEASURE_EVERY_MS * (0.9 + this.#random() / 5)));
       },
       Math.max(afterMs, gapMs),
     );
-    this.#measureTimer.unref(); // no reason to live on
   }
 
   async #measure(full: boolean): Promise<NetcheckReport> {
     const map = this.#map;
     if (!map || this.#closed)
       throw new RelayError("ERR_RELAY_NO_REGION", "there is no relay map yet: nothing to measure");
-    this.#measuredAt = performance.now();
+    this.#measuredAt = this.#runtime.nowMs();
     const { runNetcheck } = await import("./netcheck-shell.ts");
     const { ca, environment } = this.#options;
     const last = this.lastReport;
@@ -570,7 +597,7 @@ export class RelayClient implements Relay {
       reports: this.#history.reports,
       current: this.#home,
       heardAt: (region) => this.#links.get(region)?.client?.lastFrameAt,
-      now: performance.now(),
+      now: this.#runtime.nowMs(),
     });
     this.#nextHome = undefined;
     const link = choice === undefined ? undefined : this.#links.get(choice);
@@ -596,15 +623,15 @@ export class RelayClient implements Relay {
   /** Dials again after a while, if anybody still wants the region then. */
   #pause(link: Link): void {
     if (!this.#wanted(link)) return;
-    if (link.failures++ === 0) link.goodAt = performance.now();
+    if (link.failures++ === 0) link.goodAt = this.#runtime.nowMs();
     if (link.id === this.#home && link.failures > 1) this.#measureSoon(MEASURE_GAP_MS); // others may be within reach
     const delayMs =
       link.restartInMs !== undefined
         ? link.restartInMs * (0.5 + this.#random())
-        : backoffMs(link.failures, performance.now() - link.goodAt, this.#random());
+        : backoffMs(link.failures, this.#runtime.nowMs() - link.goodAt, this.#random());
     link.restartInMs = undefined;
-    clearTimeout(link.timer);
-    link.timer = setTimeout(() => {
+    this.#runtime.clearTimer(link.timer);
+    link.timer = this.#runtime.setTimer(() => {
       link.timer = undefined;
       if (this.#wanted(link) && !link.client) this.#dial(link).catch(() => {}); // told through onState
     }, delayMs);
@@ -614,16 +641,16 @@ export class RelayClient implements Relay {
     let others = 0;
     for (const link of this.#links.values()) {
       if (!link.client || link.id === this.#home || link.id === this.#nextHome) continue;
-      if (performance.now() - link.usedAt < IDLE_MS) others++;
+      if (this.#runtime.nowMs() - link.usedAt < IDLE_MS) others++;
       else link.client.close();
     }
     if (others > 0) return;
-    clearInterval(this.#idleTimer);
+    this.#runtime.clearTimer(this.#idleTimer);
     this.#idleTimer = undefined;
   }
 
   async #drop(link: Link): Promise<void> {
-    clearTimeout(link.timer);
+    this.#runtime.clearTimer(link.timer);
     link.timer = undefined;
     link.abort?.abort();
     await Promise.all([link.client?.close(), link.attempt?.catch(() => {})]);
@@ -637,7 +664,7 @@ function identity(region: ClientRegion): string {
   return JSON.stringify(region.Nodes.map((node) => ({ ...node, PublicKey: undefined })));
 }
 
-function newLink(id: number, region: ClientRegion): Link {
+function newLink(id: number, region: ClientRegion, now: number): Link {
   return {
     id,
     region,
@@ -649,7 +676,7 @@ function newLink(id: number, region: ClientRegion): Link {
     failures: 0,
     known: false,
     confirmedAt: undefined,
-    goodAt: performance.now(),
+    goodAt: now,
     usedAt: Number.NEGATIVE_INFINITY,
     restartInMs: undefined,
     lastSrc: NOBODY,

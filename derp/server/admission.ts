@@ -192,6 +192,9 @@ const latin1 = (key: Uint8Array): KeyText => Buffer.from(key).toString("latin1")
 
 /** Also the URL alphabet, with padding or without; and a query's "+" that became a space. */
 function fromAnyBase64(text: string): Uint8Array {
-  const standard = text.trim().replace(/[- ]/g, "+").replace(/_/g, "/").replace(/=+$/, "");
-  return fromBase64(standard + "=".repeat((4 - (standard.length % 4)) % 4));
+  const standard = text.trim().replace(/[- ]/g, "+").replace(/_/g, "/");
+  // Not /=+$/: of a header full of "=" that ends in something else it would try every one.
+  let end = standard.length;
+  while (standard[end - 1] === "=") end--;
+  return fromBase64(standard.slice(0, end) + "=".repeat((4 - (end % 4)) % 4));
 }

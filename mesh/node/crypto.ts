@@ -55,6 +55,18 @@ class NativeCipher implements TransportCipher {
     return message;
   }
 
+  sealPieces(counter: number, plaintext: Uint8Array, paddedBytes: number): [Uint8Array, Uint8Array] {
+    writeNonce(this.#nonce, counter);
+    const cipher = createCipheriv(CIPHER, this.#key, this.#nonce, TAG);
+    const body = cipher.update(plaintext);
+    const paddingBytes = paddedBytes - plaintext.length;
+    const tail = Buffer.allocUnsafe(paddingBytes + TAG_BYTES);
+    if (paddingBytes > 0) tail.set(cipher.update(ZEROS.subarray(0, paddingBytes)));
+    cipher.final();
+    tail.set(cipher.getAuthTag(), paddingBytes);
+    return [body, tail];
+  }
+
   open(counter: number, sealed: Uint8Array): Uint8Array | undefined {
     writeNonce(this.#nonce, counter);
     return opened(createDecipheriv(CIPHER, this.#key, this.#nonce, TAG), sealed);

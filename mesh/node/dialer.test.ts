@@ -3,6 +3,7 @@ import { MeshError } from "../wire/errors.ts";
 import type { Coordinator, GrantedAgent } from "./coordinator.ts";
 import { Dialer, type DialerHost } from "./dialer.ts";
 import { SessionLink } from "./link.ts";
+import { systemRuntime } from "./runtime.ts";
 
 const AGENT = "a1";
 
@@ -26,6 +27,7 @@ class Bench {
   constructor() {
     const nothing = () => undefined;
     this.host = {
+      runtime: systemRuntime,
       now: () => this.now,
       start: ({ nodeKey }, grant, agentId, resumeWindowMs) => {
         const sessionId = new Uint8Array(16).fill(1);
@@ -33,6 +35,7 @@ class Bench {
           ...{ schedule: nothing, onStream: nothing, onReady: nothing, onLiveness: nothing },
           admit: () => ({ refuse: "notYours" as const }),
           onClosed: (link: SessionLink) => this.dialer.onClosed(link),
+          runtime: systemRuntime,
           now: () => this.now,
         };
         const options = { role: "client" as const, now: this.now, sessionId, grant, agentId, resumeWindowMs };

@@ -3,6 +3,7 @@ import { MeshError } from "../wire/errors.ts";
 import type { NodeRecord } from "../wire/signed.ts";
 import type { Coordinator } from "./coordinator.ts";
 import type { SessionLink } from "./link.ts";
+import type { Runtime } from "./runtime.ts";
 import { MeshNodeError } from "./stream.ts";
 import { withDeadline, withSignal } from "./wait.ts";
 
@@ -33,6 +34,7 @@ export interface Place {
 }
 
 export interface DialerHost {
+  readonly runtime: Runtime;
   now(): number;
   /** Begins a session with the node at `place`; it says nothing before `reach`. */
   start(place: Place, grant: Uint8Array, agentId: string, resumeWindowMs: number): SessionLink;
@@ -259,6 +261,7 @@ export class Dialer {
    */
   async #settleDoubt(target: Target, signal: AbortSignal | undefined): Promise<void> {
     target.doubt ??= withDeadline(this.#renew(target), {
+      runtime: this.#host.runtime,
       ms: DOUBT_MS,
       onTimeout: () => new MeshNodeError("ERR_TIMEOUT", "no answer"),
     })

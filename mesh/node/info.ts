@@ -1,4 +1,7 @@
+import type { MemoryBudget } from "../session/budget.ts";
+import type { SessionStats } from "../session/events.ts";
 import type { Grant } from "../wire/signed.ts";
+import type { DeviceCounters, WireGuardDevice } from "../wireguard/device.ts";
 import type { SessionLink } from "./link.ts";
 import type { PathInfo } from "./watch.ts";
 
@@ -53,5 +56,37 @@ export function describeSession(
     bufferedBytes,
     packetsLost,
     resumedCount,
+  };
+}
+
+/** What a node holds for others, all of it bounded; for health checks and tests. */
+export interface NodeHoldings {
+  peers: number;
+  device: WireGuardDevice["size"];
+  counters: DeviceCounters;
+  budgetBytes: number;
+  /** Of all sessions, those that end or were not let in yet included. */
+  sessions: { peerKey: string; id: string | undefined; isClosed: boolean; stats: SessionStats }[];
+}
+
+export function describeHoldings(
+  peers: Iterable<{ links: ReadonlyMap<number, SessionLink> }>,
+  device: WireGuardDevice,
+  budget: MemoryBudget,
+): NodeHoldings {
+  const all = [...peers];
+  return {
+    peers: all.length,
+    device: device.size,
+    counters: { ...device.counters },
+    budgetBytes: budget.usedBytes,
+    sessions: all.flatMap(({ links }) =>
+      [...links.values()].map(({ peerKey, id, session }) => ({
+        peerKey,
+        id,
+        isClosed: session.isClosed,
+        stats: session.stats,
+      })),
+    ),
   };
 }

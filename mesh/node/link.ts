@@ -6,9 +6,11 @@ import { CLOSE_CODES, type CloseName, closeText, SIGNAL } from "../wire/session.
 import type { Grant } from "../wire/signed.ts";
 import { ByteReader, varintBytes, writeVarint } from "../wire/varint.ts";
 import { renewedAfterSilence } from "./admission.ts";
+import type { Runtime, Timer } from "./runtime.ts";
 import { MeshNodeError, MeshStream, type StreamOwner } from "./stream.ts";
 
 export interface LinkHost {
+  readonly runtime: Runtime;
   /** Something may be waiting to be sent on this link. */
   schedule(link: SessionLink): void;
   /** Agent: checks a grant. @returns the grant that holds from now on, or why not */
@@ -50,7 +52,7 @@ export class SessionLink implements StreamOwner {
   peerResumeWindowMs: number | undefined;
   /** Client: the agent at the other end. */
   readonly agentId: string | undefined;
-  timer: NodeJS.Timeout | undefined;
+  timer: Timer | undefined;
   timerAt = Number.POSITIVE_INFINITY;
   readonly #host: LinkHost;
   readonly #streams = new Map<number, MeshStream>();
@@ -112,12 +114,12 @@ export class SessionLink implements StreamOwner {
       const id = this.session.ping(this.#host.now());
       if (id === undefined)
         return reject(new MeshNodeError("ERR_SESSION_CLOSED", "the session is closed or busy"));
-      const timer = setTimeout(() => {
+      const timer = this.#host.runtime.setTimer(() => {
         this.#pings.delete(id);
         reject(new MeshNodeError("ERR_TIMEOUT", `no answer within ${timeoutMs} ms`));
       }, timeoutMs);
       const settle = () => {
-        clearTimeout(timer);
+        this.#host.runtime.clearTimer(timer);
         this.#pings.delete(id);
       };
       this.#pings.set(id, {

@@ -1,5 +1,3 @@
-import { randomBytes } from "node:crypto";
-import { totalmem, uptime } from "node:os";
 import { MemoryBudget } from "../session/budget.ts";
 import type { LivenessNews } from "../session/liveness.ts";
 import { fromBase64, toBase64 } from "../wire/bytes.ts";
@@ -19,14 +17,17 @@ import { type DeviceOutput, WireGuardDevice } from "../wireguard/device.ts";
 import { Admission, isUnrenewed } from "./admission.ts";
 import { markHeapAtOnce } from "./collector.ts";
 import type { Coordinator } from "./coordinator.ts";
+import { hasRoom, makeRoom } from "./crowd.ts";
 import { nodeCrypto } from "./crypto.ts";
 import { Dialer, type DialerHost, MAX_RESUME_WINDOW_MS, type Place } from "./dialer.ts";
-import { describeSession, type SessionInfo } from "./info.ts";
+import { describeHoldings, describeSession, type NodeHoldings, type SessionInfo } from "./info.ts";
 import { type LinkHost, SessionLink } from "./link.ts";
 import { type Peer, Peers, type PeersHost } from "./peers.ts";
 import type { Relay } from "./relay.ts";
+import { memoryLimitBytes, type Runtime, systemRuntime, type Timer } from "./runtime.ts";
 import { type CallbackHandler, Doors, type Refusal, Services, type StreamHandler } from "./services.ts";
 import { type Clocks, SleepDetector } from "./sleep.ts";
+import { regionOf, Sources } from "./sources.ts";
 import { MeshNodeError, type MeshStream, STREAM_CODES } from "./stream.ts";
 import { withDeadline } from "./wait.ts";
 import { type PathInfo, type PeerListener, Watchers } from "./watch.ts";
@@ -49,8 +50,8 @@ export interface MeshNodeOptions {
   coordinator: Coordinator;
   verify: VerifySignature;
   logger?: MeshLogger;
-  /** Unix ms; Date.now by default. */
-  wallClockMs?: () => number;
+  /** Clocks, timers and randomness; the process's by default. */
+  runtime?: Runtime;
   /** Agent: how long a silent session is kept at most, whatever its client asks for. Default 24 h. */
   maxResumeWindowMs?: number;
   /** What all sessions together may hold beyond their first windows; by default 25 % of the memory limit. */
@@ -72,7 +73,7 @@ export interface DialOptions {
 
 /** A fresh identity. `privateKey`: 32 bytes, never logged; `nodeKey`: base64. */
 export function newIdentity(): { privateKey: Uint8Array; nodeKey: string } {
-  const privateKey = new Uint8Array(randomBytes(32));
+  const privateKey = systemRuntime.randomBytes(32);
   return { privateKey, nodeKey: toBase64(nodeCrypto.keyPair(privateKey).publicKey) };
 }
 
@@ -88,11 +89,9 @@ const BUDGET_SHARE = 0.25;
 const ANSWER_TIMEOUT_MS = 30_000;
 const NO_ANSWER = `the agent did not answer within ${ANSWER_TIMEOUT_MS / 1000} s`;
 const PING_TIMEOUT_MS = 5_000;
-/** Sessions a node keeps; each holds at most its windows. */
-const MAX_LINKS = 4096;
-/** Sessions of one peer; a client opens one and perhaps its successor. */
-const MAX_LINKS_PER_PEER = 4;
 const SWEEP_MS = 1_000;
+/** From here on handing the kernel three pieces is cheaper than joining them. */
+const PIECES_FROM_BYTES = 8_192;
 /** How long close() waits for what was written to arrive. */
 const DELIVER_MS = 2_000;
 
@@ -102,6 +101,7 @@ const DELIVER_MS = 2_000;
  */
 export class MeshNode implements LinkHost, DialerHost, PeersHost {
   readonly nodeKey: string;
+  readonly runtime: Runtime;
   readonly #options: MeshNodeOptions;
   readonly #device: WireGuardDevice;
   readonly #peers: Peers;
@@ -112,11 +112,12 @@ export class MeshNode implements LinkHost, DialerHost, PeersHost {
   readonly #watchers: Watchers;
   readonly #budget: MemoryBudget;
   readonly #dirty = new Set<SessionLink>();
-  readonly #sweeper: NodeJS.Timeout;
+  readonly #sweeper: Timer;
   #flushing = false;
   #scheduled = false;
-  #deviceTimer: NodeJS.Timeout | undefined;
+  #deviceTimer: Timer | undefined;
   #deviceTimerAt = Number.POSITIVE_INFINITY;
+  readonly #sources = new Sources();
   readonly #sleep: SleepDetector;
   #closing: Promise<void> | undefined;
   #onDelivered: (() => void) | undefined;
@@ -125,10 +126,12 @@ export class MeshNode implements LinkHost, DialerHost, PeersHost {
   constructor(options: MeshNodeOptions) {
     markHeapAtOnce();
     this.#options = options;
+    const { runtime = systemRuntime } = options;
+    this.runtime = runtime;
     this.#device = new WireGuardDevice({
       privateKey: options.privateKey,
       crypto: nodeCrypto,
-      randomBytes: (count) => new Uint8Array(randomBytes(count)),
+      randomBytes: (count) => runtime.randomBytes(count),
       acceptUnknown: options.role === "agent",
     });
     this.nodeKey = toBase64(this.#device.publicKey);
@@ -143,7 +146,7 @@ export class MeshNode implements LinkHost, DialerHost, PeersHost {
     this.#sleep = new SleepDetector(SWEEP_MS, this.#clocks());
     relay.onPacket = ({ src, region, data }) => {
       if (this.#closed) return;
-      this.#device.receive(data, { key: `${region} ${toBase64(src)}` }, this.now(), this.#wallClockMs());
+      this.#device.receive(data, this.#sources.of(src, region), this.now(), this.#wallClockMs());
       this.#performDevice();
     };
     relay.onState = ({ region, connected }) => this.#onRelay(region, connected);
@@ -154,20 +157,19 @@ export class MeshNode implements LinkHost, DialerHost, PeersHost {
     coordinator.onRecordGone = (agentId) => this.#dialer.onRecordGone(agentId);
     coordinator.onRevoke = (ids) => this.#revoke(new Set(ids));
     coordinator.liveGrants = () => this.#peers.links().flatMap(({ grant }) => (grant ? [grant.id] : []));
-    this.#sweeper = setInterval(() => this.#sweep(), SWEEP_MS);
-    this.#sweeper.unref();
+    this.#sweeper = runtime.repeat(() => this.#sweep(), SWEEP_MS);
   }
 
   now(): number {
-    return performance.now();
+    return this.runtime.nowMs();
   }
 
   #wallClockMs(): number {
-    return (this.#options.wallClockMs ?? Date.now)();
+    return this.runtime.wallClockMs();
   }
 
   #clocks(): Clocks {
-    return { monotonicMs: this.now(), wallMs: this.#wallClockMs(), uptimeMs: uptime() * 1_000 };
+    return { monotonicMs: this.now(), wallMs: this.#wallClockMs(), uptimeMs: this.runtime.uptimeMs() };
   }
 
   /**
@@ -216,6 +218,10 @@ export class MeshNode implements LinkHost, DialerHost, PeersHost {
       );
   }
 
+  get held(): NodeHoldings {
+    return describeHoldings(this.#peers, this.#device, this.#budget);
+  }
+
   /** Ends one session, both sides' streams included. @param id as in SessionInfo @returns whether there was one */
   endSession(id: string): boolean {
     const link = this.#peers.links().find((one) => one.id === id && !one.session.isClosed);
@@ -227,6 +233,7 @@ export class MeshNode implements LinkHost, DialerHost, PeersHost {
   async connect(agentId: string, options: DialOptions = {}): Promise<PathInfo> {
     const link = await this.#dialer.connect(agentId, options);
     await withDeadline(link.whenReady(), {
+      runtime: this.runtime,
       ms: ANSWER_TIMEOUT_MS,
       signal: options.signal,
       onTimeout: () => {
@@ -246,6 +253,7 @@ export class MeshNode implements LinkHost, DialerHost, PeersHost {
     const giveUp = new AbortController();
     try {
       const link = await withDeadline(this.#dialer.connect(agentId, { signal: giveUp.signal }), {
+        runtime: this.runtime,
         ms: timeoutMs,
         onTimeout: () => new MeshNodeError("ERR_TIMEOUT", `no session with the agent within ${timeoutMs} ms`),
       });
@@ -271,17 +279,19 @@ export class MeshNode implements LinkHost, DialerHost, PeersHost {
   /**
    * Lets what was written arrive (2 s at most), ends all sessions, tells the peers, and closes relay and coordinator.
    * Dials that wait fail with ERR_NODE_CLOSED.
+   *
+   * @param deliver false: nobody needs what is under way; it is a round trip less
    */
-  close(): Promise<void> {
-    this.#closing ??= this.#end();
+  close({ deliver = true }: { deliver?: boolean } = {}): Promise<void> {
+    this.#closing ??= this.#end(deliver);
     return this.#closing;
   }
 
-  async #end(): Promise<void> {
+  async #end(deliver: boolean): Promise<void> {
     this.#dialer.close(new MeshNodeError("ERR_NODE_CLOSED", "the node is closed"));
     for (const link of this.#peers.links()) link.isEnding = true;
     const coordinatorClosed = this.#options.coordinator.close();
-    await this.#delivered();
+    if (deliver) await this.#delivered();
     const reason = this.#options.role === "agent" ? "shutdown" : "normal";
     for (const link of this.#peers.links()) {
       link.close(reason);
@@ -289,23 +299,23 @@ export class MeshNode implements LinkHost, DialerHost, PeersHost {
     }
     this.#flush();
     this.#closed = true;
-    clearInterval(this.#sweeper);
-    clearTimeout(this.#deviceTimer);
+    this.runtime.clearTimer(this.#sweeper);
+    this.runtime.clearTimer(this.#deviceTimer);
     this.#peers.close();
-    for (const link of this.#peers.links()) clearTimeout(link.timer);
+    for (const link of this.#peers.links()) this.runtime.clearTimer(link.timer);
     await Promise.all([this.#options.relay.close(), coordinatorClosed]);
   }
 
   /** Resolves when nothing that has a way to go is under way any more, or it took too long. */
   #delivered(): Promise<void> {
     return new Promise((resolve) => {
-      const timer = setTimeout(resolve, DELIVER_MS);
+      const timer = this.runtime.setTimer(resolve, DELIVER_MS);
       this.#onDelivered = () => {
         const isBusy = [...this.#peers].some(
           ({ lane, links }) => lane !== undefined && [...links.values()].some((link) => link.hasUndelivered),
         );
         if (isBusy) return;
-        clearTimeout(timer);
+        this.runtime.clearTimer(timer);
         resolve();
       };
       this.#onDelivered();
@@ -323,7 +333,7 @@ export class MeshNode implements LinkHost, DialerHost, PeersHost {
     const link = new SessionLink(this, peer.name, {
       role: "client",
       now: this.now(),
-      sessionId: new Uint8Array(randomBytes(16)),
+      sessionId: this.runtime.randomBytes(16),
       grant,
       agentId,
       resumeWindowMs,
@@ -369,6 +379,8 @@ export class MeshNode implements LinkHost, DialerHost, PeersHost {
         { peer: link.peerKey, reason: verdict.refuse, code: verdict.code },
         "refused a grant",
       );
+    else if (!link.grant && !makeRoom(verdict.userId, this.#peers.links(), this.now()))
+      return { refuse: "resourceLimit" };
     else this.#device.admit(peer.key);
     return verdict;
   }
@@ -474,8 +486,7 @@ export class MeshNode implements LinkHost, DialerHost, PeersHost {
   #receivePacket(key: Uint8Array, packet: Uint8Array, region: number): void {
     const tag = peekTag(packet);
     if (tag === undefined) return;
-    const name = toBase64(key);
-    let peer = this.#peers.get(name);
+    let peer = this.#peers.find(key);
     let link = peer?.links.get(tag);
     if (!link) {
       // An answer to CLOSE would be answered by one who does not know the session either, for ever.
@@ -483,10 +494,10 @@ export class MeshNode implements LinkHost, DialerHost, PeersHost {
       if (this.#options.role !== "agent" || !peekHello(packet))
         return this.#refuse(key, tag, region, "unknownSession");
       if (this.#closing) return this.#refuse(key, tag, region, "shutdown");
-      if (this.#peers.linkCount >= MAX_LINKS || (peer?.links.size ?? 0) >= MAX_LINKS_PER_PEER)
+      if (!hasRoom(this.#peers, peer?.links.size ?? 0, (ended) => this.#forget(ended)))
         return this.#refuse(key, tag, region, "resourceLimit");
       peer = this.#peers.ensure(key, region);
-      link = new SessionLink(this, name, {
+      link = new SessionLink(this, peer.name, {
         role: "agent",
         now: this.now(),
         resumeWindowMs: this.#maxResumeWindowMs,
@@ -550,8 +561,13 @@ export class MeshNode implements LinkHost, DialerHost, PeersHost {
       }
       const packet = link.session.nextPacket(peer.lane, MAX_PACKET_BYTES, this.now());
       if (!packet) return;
-      const message = this.#device.seal(peer.key, packet, this.now());
-      if (message) relay.send(peer.key, peer.region, message);
+      if (packet.length >= PIECES_FROM_BYTES && relay.sendPieces) {
+        const pieces = this.#device.sealPieces(peer.key, packet, this.now());
+        if (pieces) relay.sendPieces(peer.key, peer.region, pieces);
+      } else {
+        const message = this.#device.seal(peer.key, packet, this.now());
+        if (message) relay.send(peer.key, peer.region, message);
+      }
     }
   }
 
@@ -560,9 +576,10 @@ export class MeshNode implements LinkHost, DialerHost, PeersHost {
     if (link.session.isDrained(now)) return this.#forget(link);
     const at = link.session.nextTimeout();
     if (at === undefined || (link.timer && link.timerAt <= at)) return;
-    clearTimeout(link.timer);
+    this.runtime.clearTimer(link.timer);
     link.timerAt = at;
-    link.timer = setTimeout(
+    // Work in flight keeps the process alive through its sockets; a timer alone must not.
+    link.timer = this.runtime.setIdleTimer(
       () => {
         link.timer = undefined;
         link.timerAt = Number.POSITIVE_INFINITY;
@@ -571,16 +588,14 @@ export class MeshNode implements LinkHost, DialerHost, PeersHost {
       },
       Math.max(0, Math.ceil(at - now)),
     );
-    // Work in flight keeps the process alive through its sockets; a timer alone must not.
-    link.timer.unref();
   }
 
   #armDevice(): void {
     const at = this.#device.nextTimeout() ?? Number.POSITIVE_INFINITY;
     if (at >= this.#deviceTimerAt || this.#closed) return;
-    clearTimeout(this.#deviceTimer);
+    this.runtime.clearTimer(this.#deviceTimer);
     this.#deviceTimerAt = at;
-    this.#deviceTimer = setTimeout(
+    this.#deviceTimer = this.runtime.setIdleTimer(
       () => {
         this.#deviceTimerAt = Number.POSITIVE_INFINITY;
         this.#device.handleTimeout(this.now(), this.#wallClockMs());
@@ -588,7 +603,6 @@ export class MeshNode implements LinkHost, DialerHost, PeersHost {
       },
       Math.max(0, Math.ceil(at - this.now())),
     );
-    this.#deviceTimer.unref();
   }
 
   // --- lanes (PeersHost) ---
@@ -628,7 +642,7 @@ export class MeshNode implements LinkHost, DialerHost, PeersHost {
   }
 
   #forget(link: SessionLink): void {
-    clearTimeout(link.timer);
+    this.runtime.clearTimer(link.timer);
     const peer = this.#peers.remove(link);
     if (peer) this.#device.removePeer(peer.key);
   }
@@ -687,12 +701,4 @@ function isClose(packet: Uint8Array): boolean {
   }
 }
 
-/** What this process may use: its cgroup's limit where there is one, else the machine's memory. */
-function memoryLimitBytes(): number {
-  const constrained = process.constrainedMemory();
-  const total = totalmem();
-  return constrained > 0 && constrained < total ? constrained : total;
-}
-
 const hasLive = ({ links }: Peer): boolean => [...links.values()].some(({ session }) => !session.isClosed);
-const regionOf = (source: { key: string }): number => Number.parseInt(source.key, 10);

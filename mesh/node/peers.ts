@@ -1,8 +1,9 @@
 // The remote nodes of this one, and the lane each is reached by: over the relay of its region, from "both ends are
 // there" until one is not.
-import { toBase64 } from "../wire/bytes.ts";
+import { equalBytes, toBase64 } from "../wire/bytes.ts";
 import type { SessionLink } from "./link.ts";
 import type { Relay } from "./relay.ts";
+import type { Runtime, Timer } from "./runtime.ts";
 
 /** A relay that does not have the peer is tried again after this, then more slowly, then for long-gone peers. */
 const ABSENT_RETRY_MS = [
@@ -27,10 +28,11 @@ export interface Peer {
   readonly links: Map<number, SessionLink>;
   /** How often in a row the relay did not have the peer, and when it is tried again. */
   absences: number;
-  retry: NodeJS.Timeout | undefined;
+  retry: Timer | undefined;
 }
 
 export interface PeersHost {
+  readonly runtime: Runtime;
   now(): number;
   schedule(link: SessionLink): void;
   /** A lane to the peer is new: what was under way on an earlier one may be lost. */
@@ -47,6 +49,7 @@ export class Peers {
   #linkCount = 0;
   #nextLane = 1;
   #isClosed = false;
+  #lastFound: Peer | undefined;
 
   constructor(host: PeersHost, relay: Relay) {
     this.#host = host;
@@ -60,6 +63,13 @@ export class Peers {
 
   get(name: string): Peer | undefined {
     return this.#peers.get(name);
+  }
+
+  /** @param key 32 bytes. Most packets are of the peer that the last one was of */
+  find(key: Uint8Array): Peer | undefined {
+    if (this.#lastFound && equalBytes(this.#lastFound.key, key)) return this.#lastFound;
+    this.#lastFound = this.#peers.get(toBase64(key));
+    return this.#lastFound;
   }
 
   of(link: SessionLink): Peer | undefined {
@@ -104,14 +114,15 @@ export class Peers {
     if (!peer) return undefined;
     for (const [tag, known] of peer.links) if (known === link && peer.links.delete(tag)) this.#linkCount--;
     if (peer.links.size > 0) return undefined;
-    clearTimeout(peer.retry);
+    this.#host.runtime.clearTimer(peer.retry);
     this.#peers.delete(peer.name);
+    if (this.#lastFound === peer) this.#lastFound = undefined;
     return peer;
   }
 
   addLane(peer: Peer): void {
     const isNew = peer.lane === undefined;
-    if (isNew) clearTimeout(peer.retry);
+    if (isNew) this.#host.runtime.clearTimer(peer.retry);
     peer.lane ??= this.#nextLane++;
     const { lane } = peer;
     if (isNew) this.#host.onLane(peer);
@@ -152,7 +163,7 @@ export class Peers {
     for (const peer of concerned) {
       // A new connection knows nothing of earlier absences: the peer may be coming back just as we do.
       peer.absences = 0;
-      clearTimeout(peer.retry);
+      this.#host.runtime.clearTimer(peer.retry);
       if (connected) this.addLane(peer);
       else this.dropLane(peer);
     }
@@ -169,20 +180,19 @@ export class Peers {
     this.#host.debug({ peer: peer.name, region }, "the relay does not have the peer");
     this.dropLane(peer);
     const waitMs = ABSENT_RETRY_MS[Math.min(peer.absences++, ABSENT_RETRY_MS.length - 1)];
-    clearTimeout(peer.retry);
-    peer.retry = setTimeout(
+    this.#host.runtime.clearTimer(peer.retry);
+    peer.retry = this.#host.runtime.setIdleTimer(
       () => {
         if (this.#isCurrent(peer, region)) this.addLane(peer);
       },
-      waitMs * (1 + RETRY_JITTER * (Math.random() - 0.5)),
+      waitMs * (1 + RETRY_JITTER * (this.#host.runtime.random() - 0.5)),
     );
-    peer.retry.unref();
   }
 
   /** No timer of ours fires any more. */
   close(): void {
     this.#isClosed = true;
-    for (const peer of this.#peers.values()) clearTimeout(peer.retry);
+    for (const peer of this.#peers.values()) this.#host.runtime.clearTimer(peer.retry);
   }
 
   #isCurrent(peer: Peer, region: number): boolean {

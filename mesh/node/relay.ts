@@ -57,6 +57,8 @@ export interface Relay {
    * @returns false when dropped: the queue is full (`onDrain` follows) or there is no connection (`onState` follows)
    */
   send(peer: Uint8Array, region: number, data: Uint8Array): boolean;
+  /** As `send`, of data in pieces that follow one another, where that saves joining them. */
+  sendPieces?(peer: Uint8Array, region: number, pieces: readonly Uint8Array[]): boolean;
   /**
    * Whether the next `send` to `region` would be taken. After false, `onDrain` or `onState` follows: ask before a packet
    * is made that must not be lost.

@@ -1,4 +1,5 @@
 // Waiting with a way out: every wait of a node ends by its result, its caller's signal, or a deadline.
+import { type Runtime, systemRuntime, type Timer } from "./runtime.ts";
 
 /** `promise`, or `signal`'s reason as soon as it is aborted. What comes of `promise` later is dropped, not unhandled. */
 export function withSignal<T>(promise: Promise<T>, signal: AbortSignal | undefined): Promise<T> {
@@ -14,15 +15,20 @@ export function withSignal<T>(promise: Promise<T>, signal: AbortSignal | undefin
 /** As withSignal, and at most `ms`: then `onTimeout` makes the error. */
 export async function withDeadline<T>(
   promise: Promise<T>,
-  { ms, signal, onTimeout }: { ms: number; signal?: AbortSignal; onTimeout: () => Error },
+  {
+    ms,
+    signal,
+    onTimeout,
+    runtime = systemRuntime,
+  }: { ms: number; signal?: AbortSignal; onTimeout: () => Error; runtime?: Runtime },
 ): Promise<T> {
-  let timer: NodeJS.Timeout | undefined;
+  let timer: Timer | undefined;
   const late = new Promise<never>((_, reject) => {
-    timer = setTimeout(() => reject(onTimeout()), ms);
+    timer = runtime.setTimer(() => reject(onTimeout()), ms);
   });
   try {
     return await withSignal(Promise.race([promise, late]), signal);
   } finally {
-    clearTimeout(timer);
+    runtime.clearTimer(timer);
   }
 }

@@ -68,6 +68,19 @@ export const DEFAULT_LIMITS: SessionLimits = {
   maxPacketBytes: 65_000,
 };
 
+/** Bytes of all streams since the session began, and what flow control makes of them. */
+export interface FlowStats {
+  /** For the first time; what was given up by a reset before it left is not among them. */
+  sentBytes: number;
+  /** What the peer has promised to take beyond that. */
+  creditBytes: number;
+  receivedBytes: number;
+  /** Received, and neither read nor thrown away: credit that was not given back yet. */
+  heldBytes: number;
+  /** What the peer may send in one go, by what its reader takes. */
+  windowBytes: number;
+}
+
 export interface SessionStats {
   streams: number;
   lanes: LaneStats[];
@@ -87,6 +100,7 @@ export interface SessionStats {
   /** Smoothed round trip on the lane in use, in ms. */
   rttMs: number | undefined;
   bufferedBytes: number;
+  flow: FlowStats;
   reorderRanges: number;
   ackRanges: number;
 }

@@ -112,6 +112,15 @@ describe("floods", () => {
     assert.equal(eventsOf(fed.events, "hello").length, 3);
   });
 
+  it("of ACKs: one a packet at most is looked at", () => {
+    const fed = admitted();
+    fed.said();
+    const last = fed.sentNumbers.at(-1)!;
+    const ack: Encodable = { kind: "ack", echo: last, delayUs: 0, ranges: [[0, last]] };
+    assert.equal(fed.feed(ack).closed, undefined);
+    assert.equal(fed.feed(ack, ack).closed?.code, CLOSE_CODES.protocolViolation.code);
+  });
+
   it("of HELLOs from a stranger whom nobody judges are no news", () => {
     const fed = new HandFed();
     for (let i = 0; i < 50; i++) fed.feed(hello({ grant: Uint8Array.of(i) }));

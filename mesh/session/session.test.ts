@@ -249,6 +249,25 @@ describe("streams", () => {
     assert.ok(readAll(net.agent, stream) > 0);
   });
 
+  it("stopped before their OPEN came are reset once it is there, and forgotten", () => {
+    const fed = admitted().feed(
+      { kind: "reset", stream: 0, code: 0, finalSize: 0 },
+      { kind: "stop", stream: 0, code: 7 },
+    );
+    assert.ok(
+      !fed.said().some(({ kind }) => kind === "reset"),
+      "of a stream not known here nothing can be said",
+    );
+    fed.feed({ kind: "open", stream: 0, service: "x", metadata: NONE });
+    assert.deepEqual(
+      fed.said().filter(({ kind }) => kind === "reset"),
+      [{ kind: "reset", stream: 0, code: 7, finalSize: 0 }],
+    );
+    const last = fed.sentNumbers.at(-1)!;
+    fed.feed({ kind: "ack", echo: last, delayUs: 0, ranges: [[0, last]] });
+    assert.equal(fed.agent.stats.streams, 0);
+  });
+
   it("whose OPEN comes last are told in order all the same", () => {
     const fed = admitted()
       .feed({ kind: "stream", stream: 0, offset: 0, fin: true, data: utf8("early") })

@@ -135,6 +135,7 @@ export class Session {
       resumedCount: this.#resumedCount,
       rttMs: this.#rttMs,
       bufferedBytes: this.#streams.bufferedBytes,
+      flow: this.#streams.flow,
       reorderRanges: this.#streams.reorderRanges,
       ackRanges: this.#acks.rangeCount,
     };
@@ -375,9 +376,11 @@ export class Session {
     let isUrgent = false;
     for (const [index, frame] of frames.entries()) {
       if (isAckEliciting(frame)) isEliciting = true;
-      // Each may cost a signature check: one a packet.
+      // Each may cost a signature check, or a search for 256 ranges: one a packet.
       if (frame.kind === "hello" && index > 0)
         throw new PeerViolation("protocolViolation", "HELLO behind other frames");
+      if (frame.kind === "ack" && index > (frames[0].kind === "hello" ? 1 : 0))
+        throw new PeerViolation("protocolViolation", "ACK behind other frames");
       if (frame.kind === "ping" || frame.kind === "hello") isUrgent = true;
       this.#receiveFrame(frame, laneId, now);
       if (this.isClosed) return;

@@ -13,7 +13,7 @@ import {
 } from "../wire/session.ts";
 import type { MemoryBudget } from "./budget.ts";
 import { PeerViolation, SessionError } from "./errors.ts";
-import type { SessionEvent, SessionLimits } from "./events.ts";
+import type { FlowStats, SessionEvent, SessionLimits } from "./events.ts";
 import { RangeSet } from "./ranges.ts";
 import type { SentFrame } from "./recovery.ts";
 import { Scheduler } from "./scheduler.ts";
@@ -93,6 +93,17 @@ export class Streams {
 
   get reorderRanges(): number {
     return this.#reorderRanges;
+  }
+
+  /** Where both session windows stand; see FlowStats. */
+  get flow(): FlowStats {
+    return {
+      sentBytes: this.#sentBytes,
+      creditBytes: this.#peerMaxDataBytes - this.#sentBytes,
+      receivedBytes: this.#receivedBytes,
+      heldBytes: this.#receivedBytes - this.#window.consumed,
+      windowBytes: this.#window.windowBytes,
+    };
   }
 
   get maxDataBytes(): number {
@@ -238,6 +249,8 @@ export class Streams {
     }
     if (stream.stopReceived !== undefined)
       this.#emit({ kind: "stop", stream: id, code: stream.stopReceived });
+    // A STOP_SENDING that overtook the OPEN made us reset a stream of which nothing could be said yet.
+    if (stream.send.resetToSend) this.#control.add(stream);
     this.#activate(stream);
     this.#forgetIfDone(stream);
   }

@@ -127,6 +127,8 @@ export function maxServerBodyBytes(type: number): number {
 export type FrameSink = (type: number, buffer: Uint8Array, start: number, end: number) => boolean | void;
 
 const EMPTY = new Uint8Array();
+/** What a cut frame reserves, as a multiple of what has come of it: a header alone reserves nothing. */
+const GROWTH = 4;
 
 /**
  * Cuts a byte stream into frames. Frames that lie whole in a chunk are handed out where they lie; only one that was
@@ -198,9 +200,10 @@ export class FrameDecoder {
   #append(chunk: Uint8Array, start: number, end: number): void {
     const need = this.#have + end - start;
     if (need > this.#partial.length) {
-      // Doubling keeps copying linear; never beyond the frame, so a finished one is exactly its buffer.
+      // Growth by a factor keeps copying linear, and a large frame is seldom copied twice; never beyond the frame, so
+      // a finished one is exactly its buffer.
       const limit = this.#want === 0 ? HEADER_BYTES : this.#want;
-      const grown = new Uint8Array(Math.min(limit, Math.max(2 * need, 256)));
+      const grown = new Uint8Array(Math.min(limit, Math.max(GROWTH * need, 256)));
       grown.set(this.#partial.subarray(0, this.#have));
       this.#partial = grown;
     }
@@ -229,14 +232,6 @@ export function writeHeader(out: Uint8Array, offset: number, type: number, bodyB
   out[offset + 2] = (bodyBytes >>> 16) & 0xff;
   out[offset + 3] = (bodyBytes >>> 8) & 0xff;
   out[offset + 4] = bodyBytes & 0xff;
-}
-
-/** The 37 bytes that precede the data of a SendPacket, for a writer that sends both in one call. */
-export function sendPacketHead(dst: Uint8Array, dataBytes: number): Uint8Array {
-  const out = new Uint8Array(PACKET_OVERHEAD_BYTES);
-  writeHeader(out, 0, FRAME.sendPacket, KEY_BYTES + dataBytes);
-  out.set(dst, HEADER_BYTES);
-  return out;
 }
 
 /** Turns the SendPacket at `start` into the RecvPacket its receiver gets: same length, so nothing moves. */

@@ -14,7 +14,8 @@
 //   01 PING            - (answered by an ACK at once)
 //   02 ACK             largest | largest-echo | delay in us | more ranges | first length-1 | { gap-1 | length-1 }*
 //                      Ranges of packet numbers received, highest first, at most 256: `gap` numbers missing, then
-//                      `length` received below them. It travels on the path it acknowledges: `echo` is the
+//                      `length` received below them. At most one a packet, before all
+//                      frames but HELLO. It travels on the path it acknowledges: `echo` is the
 //                      packet that made the sender write this ACK, and `delay` the time it waited there, so the
 //                      round trip is measured per path.
 //   03 HELLO           length | minVersion | maxVersion | flags u8 (1 = resume) | session id[16] | maxPacketBytes |

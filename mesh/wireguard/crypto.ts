@@ -23,6 +23,11 @@ export interface TransportCipher {
    * @returns headroomBytes the caller must overwrite (they hold anything) | paddedBytes ciphertext | 16 tag, one allocation
    */
   seal(counter: number, plaintext: Uint8Array, paddedBytes: number, headroomBytes: number): Uint8Array;
+  /**
+   * The same without headroom, in two pieces where joining them would cost a copy of all of it: as many bytes of
+   * ciphertext as there are of plaintext | what the padding became, and the tag.
+   */
+  sealPieces?(counter: number, plaintext: Uint8Array, paddedBytes: number): [Uint8Array, Uint8Array];
   /** @returns the padded plaintext, a private copy; undefined when it does not authenticate */
   open(counter: number, sealed: Uint8Array): Uint8Array | undefined;
 }

@@ -138,6 +138,8 @@ export class WireGuardDevice {
   #maxUnadmittedPerSource: number;
   #peers = new Map<string, Peer>();
   #unadmitted = new Set<Peer>();
+  /** Most packets go where the last one went. */
+  #lastFound: Peer | undefined;
   #indices = new Map<number, IndexEntry>();
   #checker: CookieChecker;
   #load: HandshakeLoad;
@@ -198,6 +200,7 @@ export class WireGuardDevice {
     this.#endAttempt(peer);
     this.#unadmitted.delete(peer);
     this.#peers.delete(mapKey(publicKey));
+    if (this.#lastFound === peer) this.#lastFound = undefined;
   }
 
   /** What is held now; all of it bounded by maxPeers. */
@@ -207,7 +210,7 @@ export class WireGuardDevice {
 
   /** Whether `seal` would work now. */
   hasSession(publicKey: Uint8Array, now: number): boolean {
-    return this.#peers.get(mapKey(publicKey))?.current?.canSend(now) ?? false;
+    return this.#find(publicKey)?.current?.canSend(now) ?? false;
   }
 
   /** Whether a handshake of ours is under way. */
@@ -247,13 +250,20 @@ export class WireGuardDevice {
    * @throws {WireGuardError} ERR_PACKET_TOO_LARGE
    */
   seal(publicKey: Uint8Array, plaintext: Uint8Array, now: number): Uint8Array | undefined {
-    const peer = this.#peers.get(mapKey(publicKey));
+    const peer = this.#sender(publicKey, now);
     if (!peer) return undefined;
-    if (!peer.current?.canSend(now)) {
-      this.#wantHandshake(peer, now);
-      return undefined;
-    }
-    return this.#seal(peer, peer.current, plaintext, now);
+    const message = peer.current!.seal(plaintext);
+    this.#onSealed(peer, plaintext.length, now);
+    return message;
+  }
+
+  /** As seal; the message in pieces that follow one another, which saves the copy of a large one. */
+  sealPieces(publicKey: Uint8Array, plaintext: Uint8Array, now: number): Uint8Array[] | undefined {
+    const peer = this.#sender(publicKey, now);
+    if (!peer) return undefined;
+    const pieces = peer.current!.sealPieces(plaintext);
+    this.#onSealed(peer, plaintext.length, now);
+    return pieces;
   }
 
   /** Takes one message as it came, from anybody. Drops and counts what is not right; never throws because of it. */
@@ -504,16 +514,23 @@ export class WireGuardDevice {
 
   // --- transport
 
-  #seal(peer: Peer, pair: Keypair, plaintext: Uint8Array, now: number): Uint8Array {
-    const message = pair.seal(plaintext);
+  /** The peer, if its `current` keys can send; else a handshake is wanted. */
+  #sender(publicKey: Uint8Array, now: number): Peer | undefined {
+    const peer = this.#find(publicKey);
+    if (!peer) return undefined;
+    if (peer.current?.canSend(now)) return peer;
+    this.#wantHandshake(peer, now);
+    return undefined;
+  }
+
+  #onSealed(peer: Peer, plaintextBytes: number, now: number): void {
     this.counters.sent++;
     peer.keepaliveAt = undefined;
-    if (plaintext.length > 0 && peer.doubtAt === undefined && !peer.unadmitted) {
+    if (plaintextBytes > 0 && peer.doubtAt === undefined && !peer.unadmitted) {
       peer.doubtAt = now + DOUBT_AFTER_MS + this.#jitterMs();
       this.#wake(peer.doubtAt);
     }
-    if (pair.wantsRekey(now)) this.#wantHandshake(peer, now);
-    return message;
+    if (peer.current!.wantsRekey(now)) this.#wantHandshake(peer, now);
   }
 
   #receiveTransport(message: Uint8Array, from: Source, now: number, wallClockMs: number): void {
@@ -587,7 +604,8 @@ export class WireGuardDevice {
     if (peer.keepaliveAt !== undefined && now >= peer.keepaliveAt) {
       peer.keepaliveAt = undefined;
       if (peer.current?.canSend(now)) {
-        const message = this.#seal(peer, peer.current, NOTHING, now);
+        const message = peer.current.seal(NOTHING);
+        this.#onSealed(peer, 0, now);
         this.#outputs.push({ kind: "send", peer: peer.publicKey, message });
       }
     }
@@ -601,6 +619,13 @@ export class WireGuardDevice {
 
   #wake(at: number): void {
     if (at < this.#wakeAt) this.#wakeAt = at;
+  }
+
+  #find(publicKey: Uint8Array): Peer | undefined {
+    if (this.#lastFound && equalBytes(this.#lastFound.publicKey, publicKey)) return this.#lastFound;
+    const found = this.#peers.get(mapKey(publicKey));
+    if (found) this.#lastFound = found;
+    return found;
   }
 
   #known(publicKey: Uint8Array): Peer {

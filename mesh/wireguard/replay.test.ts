@@ -34,6 +34,18 @@ describe("replay window", () => {
     }
   });
 
+  it("takes what is new where the ring held something else before", () => {
+    const window = new ReplayWindow();
+    const full = REPLAY_WINDOW_PACKETS + 32; // every word of the ring
+    for (let counter = 0; counter < full; counter++) window.record(counter);
+    for (const skipped of [31, 32, 64, full + 31]) {
+      const newest = full + skipped;
+      window.record(newest);
+      for (let counter = newest - 1; counter >= newest - (newest % 32); counter--)
+        assert.equal(window.accepts(counter), true, `${counter}, newest ${newest}`);
+    }
+  });
+
   it("changes nothing before a packet has authenticated", () => {
     const window = new ReplayWindow();
     window.record(1);

@@ -45,23 +45,36 @@ const read = (db: Knex, now: Date): Promise<SigningKeyRow[]> =>
     )
     .orderBy([{ column: "active_at", order: "desc" }, "id"]);
 
-const signs = (row: SigningKeyRow, now: Date): boolean =>
-  row.active_at <= now && (row.retired_at === null || row.retired_at > now);
+/**
+ * Those that sign now. When there is none but one that is still to come, a replica whose clock is ahead has just made it,
+ * or one that looked at its clock a moment later: it signs already, else each of them would make a key of its own.
+ *
+ * @param rows as `read` orders them, the newest first
+ */
+function signing(rows: SigningKeyRow[], now: Date): SigningKeyRow[] {
+  const active = rows.filter(
+    ({ active_at, retired_at }) => active_at <= now && (retired_at === null || retired_at > now),
+  );
+  if (active.length > 0) return active;
+  return rows.filter(({ active_at, retired_at }) => active_at > now && retired_at === null).slice(-1);
+}
 
 /** @returns the first signs, all of them verify; only those that sign now have their private half */
 export async function loadSigningKeys(knex: Knex, now: Date = new Date()): Promise<SigningKey[]> {
   let rows = await read(knex, now);
-  if (!rows.some((row) => signs(row, now)))
+  if (signing(rows, now).length === 0)
     rows = await locked(knex, async (trx) => {
-      if ((await read(trx, now)).some((row) => signs(row, now))) return read(trx, now);
+      const found = await read(trx, now);
+      if (signing(found, now).length > 0) return found;
       await trx("signing_keys").insert({ ...newKey(), created_at: now, active_at: now });
       return read(trx, now);
     });
+  const signers = new Set(signing(rows, now));
   return rows
     .map((row) => ({
       keyId: row.id,
       publicKey: Uint8Array.from(row.public_key),
-      ...(signs(row, now) ? { privateKey: Uint8Array.from(row.private_key) } : {}),
+      ...(signers.has(row) ? { privateKey: Uint8Array.from(row.private_key) } : {}),
       createdAt: row.created_at,
       activeAt: row.active_at,
       retiredAt: row.retired_at,

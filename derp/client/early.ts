@@ -1,0 +1,78 @@
+// A connection begun before it is known what for. A command's relay is nearly always the one of the server it belongs to,
+// so TCP and TLS go on while the coordinator still looks the workspace up: one round trip less, with TLS two.
+import { type Dialled, type DialOptions, dialRelay } from "./dial.ts";
+
+/** Servers end connections on which nothing is asked; and whoever waits longer than that waits for something else. */
+const KEPT_MS = 5_000;
+
+export interface EarlyDial {
+  /**
+   * The connection, once, if it is what `options` ask for.
+   *
+   * @returns undefined when there is none, or it failed or ended: dial as ever
+   * @throws the signal's reason
+   */
+  take(options: DialOptions): Promise<Dialled | undefined>;
+  /** Ends what nobody took. */
+  close(): void;
+}
+
+/** Begins to connect to where `accessUrl` is. `given`: as dialRelay's, for what else it needs to get there. */
+export function earlyDial(
+  accessUrl: string | URL,
+  given: Pick<DialOptions, "environment"> & { keptMs?: number } = {},
+): EarlyDial {
+  const url = new URL(accessUrl);
+  const { environment, keptMs = KEPT_MS } = given;
+  const giveUp = new AbortController();
+  const dialling = dialRelay({ environment, url, signal: giveUp.signal }).then(
+    (dialled) => {
+      dialled.socket.on("error", () => undefined); // nobody may listen yet
+      return dialled;
+    },
+    () => undefined, // whoever dials anew hears why
+  );
+  let isFree = true;
+  const drop = (): void => {
+    giveUp.abort();
+    void dialling.then((dialled) => dialled?.socket.destroy());
+  };
+  const close = (): void => {
+    clearTimeout(timer);
+    if (isFree) drop();
+    isFree = false;
+  };
+  const timer = setTimeout(close, keptMs);
+  timer.unref();
+
+  return {
+    close,
+    async take(options) {
+      if (!isFree || options.environment !== environment || !isSamePlace(url, options)) return undefined;
+      isFree = false;
+      clearTimeout(timer);
+      const late = setTimeout(() => giveUp.abort(), Math.min(options.connectMs ?? keptMs, keptMs));
+      options.signal.addEventListener("abort", drop);
+      try {
+        const dialled = await dialling;
+        options.signal.throwIfAborted();
+        return dialled?.socket.readable && dialled.socket.writable ? dialled : undefined;
+      } finally {
+        clearTimeout(late);
+        options.signal.removeEventListener("abort", drop);
+      }
+    },
+  };
+}
+
+/** And nobody else to trust there than TLS trusts anyway. */
+function isSamePlace(
+  url: URL,
+  { url: wanted, address, addresses, certName, insecure, ca }: DialOptions,
+): boolean {
+  if (wanted.origin !== url.origin || address || certName || insecure || ca) return false;
+  const host = url.hostname.replace(/^\[|\]$/g, "");
+  // An address that the map gives beside a name may be another machine's.
+  const rules = addresses ? [addresses.v4, addresses.v6] : [];
+  return rules.every((rule) => rule.kind !== "literal" || rule.address === host);
+}
