@@ -66,6 +66,8 @@ describe("cron", () => {
     "@every x",
     "TZ=Mars/Base 0 0 0 * * *",
     "a * * * * *",
+    "hasOwnProperty",
+    `@every ${"1000000h".repeat(40)}x`, // at once: a pattern that tries all ways to read it never ends
   ])
     it(`refuses ${JSON.stringify(spec)}`, () => assert.throws(() => parseCron(spec), CronError));
 

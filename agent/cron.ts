@@ -12,15 +12,15 @@ const RANGES: { name: string; min: number; max: number; names?: string[] }[] = [
   { name: "month", min: 1, max: 12, names: MONTHS },
   { name: "day of week", min: 0, max: 6, names: DAYS },
 ];
-const DESCRIPTORS: Record<string, string> = {
-  "@yearly": "0 0 0 1 1 *",
-  "@annually": "0 0 0 1 1 *",
-  "@monthly": "0 0 0 1 * *",
-  "@weekly": "0 0 0 * * 0",
-  "@daily": "0 0 0 * * *",
-  "@midnight": "0 0 0 * * *",
-  "@hourly": "0 0 * * * *",
-};
+const DESCRIPTORS = new Map([
+  ["@yearly", "0 0 0 1 1 *"],
+  ["@annually", "0 0 0 1 1 *"],
+  ["@monthly", "0 0 0 1 * *"],
+  ["@weekly", "0 0 0 * * 0"],
+  ["@daily", "0 0 0 * * *"],
+  ["@midnight", "0 0 0 * * *"],
+  ["@hourly", "0 0 * * * *"],
+]);
 const UNIT_MS: Record<string, number> = {
   ns: 1e-6,
   us: 1e-3,
@@ -70,7 +70,7 @@ function parseField(text: string, range: (typeof RANGES)[number]): Field {
   const values = new Set<number>();
   let isOpen = false;
   for (const part of text.split(",").filter(Boolean)) {
-    const match = /^([^/-]+)(?:-([^/-]+))?(?:\/(\d{1,9}))?$/.exec(part);
+    const match = /^([^/-]+)(?:-([^/-]*))?(?:\/(\d+))?$/.exec(part);
     const step = Number(match?.[3] ?? 1);
     if (!match || step === 0) throw new CronError(`${range.name}: ${JSON.stringify(part)} is no range`);
     const [, low, high] = match;
@@ -96,7 +96,7 @@ export function parseCron(spec: string): Schedule {
   const rest = (zone ? spec.slice(zone[0].length) : spec).trim();
   if (rest.startsWith("@every "))
     return { kind: "every", everyMs: parseDuration(rest.slice("@every ".length)) };
-  const fields = (DESCRIPTORS[rest] ?? rest).split(/\s+/).filter(Boolean);
+  const fields = (DESCRIPTORS.get(rest) ?? rest).split(/\s+/).filter(Boolean);
   if (fields.length === 5) fields.push("*");
   if (fields.length !== 6) throw new CronError(`expected 5 or 6 fields, got ${fields.length}`);
   const [second, minute, hour, dayOfMonth, month, dayOfWeek] = fields.map((text, i) =>
@@ -106,10 +106,11 @@ export function parseCron(spec: string): Schedule {
 }
 
 function parseDuration(text: string): number {
-  if (!/^\+?((\d+\.?\d*|\.\d+)(ns|us|µs|μs|ms|s|m|h))+$/.test(text))
+  // One way to read a number, not one for each of its digits: else a long text that doesn't match takes for ever.
+  if (!/^\+?((\d+(?:\.\d*)?|\.\d+)(ns|us|µs|μs|ms|s|m|h))+$/.test(text))
     throw new CronError(`${JSON.stringify(text)} is no duration such as 1h30m`);
   let ms = 0;
-  for (const [, amount, unit] of text.matchAll(/(\d+\.?\d*|\.\d+)(ns|us|µs|μs|ms|s|m|h)/g))
+  for (const [, amount, unit] of text.matchAll(/(\d+(?:\.\d*)?|\.\d+)(ns|us|µs|μs|ms|s|m|h)/g))
     ms += Number(amount) * UNIT_MS[unit];
   return Math.max(1_000, Math.floor(ms / 1_000) * 1_000);
 }

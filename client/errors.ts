@@ -62,7 +62,8 @@ export function reportError(error: unknown, stderr: NodeJS.WritableStream = proc
     return error.exitCode;
   }
   if (error instanceof MeshError) {
-    stderr.write(`error: ${printable(error.message)} (${error.code})\n`);
+    // The code as well: that of a refused grant is the coordinator's word.
+    stderr.write(`error: ${printable(`${error.message} (${error.code})`)}\n`);
     return EXIT.failure;
   }
   if (isSystemError(error)) {
@@ -70,9 +71,8 @@ export function reportError(error: unknown, stderr: NodeJS.WritableStream = proc
     return EXIT.failure;
   }
   // A defect of ours: the stack is what a report needs.
-  stderr.write(
-    `internal error: ${error instanceof Error ? (error.stack ?? error.message) : String(error)}\n`,
-  );
+  const text = error instanceof Error ? (error.stack ?? error.message) : String(error);
+  stderr.write(`internal error: ${printable(text)}\n`);
   return EXIT.failure;
 }
 

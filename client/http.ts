@@ -1,5 +1,6 @@
 import http from "node:http";
 import https from "node:https";
+import { ADDRESS_ATTEMPT_MS } from "../mesh/node/addresses.ts";
 import { ApiError, CliError } from "./errors.ts";
 
 /** The API answers at once or streams elsewhere; this only catches "never". */
@@ -26,9 +27,8 @@ export class ApiClient {
   constructor(url: string, token: string) {
     this.url = url;
     this.token = token;
-    this.#agent = url.startsWith("https:")
-      ? new https.Agent({ keepAlive: true })
-      : new http.Agent({ keepAlive: true });
+    const options = { keepAlive: true, autoSelectFamilyAttemptTimeout: ADDRESS_ATTEMPT_MS };
+    this.#agent = url.startsWith("https:") ? new https.Agent(options) : new http.Agent(options);
   }
 
   get<T>(path: string, options: RequestOptions = {}): Promise<T> {
@@ -132,11 +132,28 @@ export class ApiClient {
   }
 }
 
-function errorBody(text: string): { message?: string } {
+/** What an answer says of an error: whoever answers may be a proxy, or no server of ours at all. */
+export function errorBody(text: string): ConstructorParameters<typeof ApiError>[1] {
+  let body: unknown;
   try {
-    const body: unknown = JSON.parse(text);
-    return typeof body === "object" && body !== null ? body : {};
+    body = JSON.parse(text);
   } catch {
     return {};
   }
+  if (!isObject(body)) return {};
+  const { message, detail, code, validations } = body;
+  return {
+    message: textOf(message),
+    detail: textOf(detail),
+    code: textOf(code),
+    validations: (Array.isArray(validations) ? validations : []).flatMap((one: unknown) => {
+      if (!isObject(one)) return [];
+      const { field, detail } = one;
+      return typeof field === "string" && typeof detail === "string" ? [{ field, detail }] : [];
+    }),
+  };
 }
+
+const isObject = (value: unknown): value is Record<string, unknown> =>
+  typeof value === "object" && value !== null;
+const textOf = (value: unknown): string | undefined => (typeof value === "string" ? value : undefined);

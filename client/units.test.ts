@@ -5,11 +5,13 @@ import path from "node:path";
 import { Writable } from "node:stream";
 import fc from "fast-check";
 import { extract } from "tar-stream";
+import { CoordinatorError } from "../coordinator/client.ts";
 import { packDirectory } from "./archive.ts";
 import { parseAddress } from "./commands/server.ts";
 import { configDir, forgetSession, parseServerUrl, readLogin, writeLogin } from "./config.ts";
 import { durationMsIn, formatDuration, parseDurationMs } from "./duration.ts";
 import { ApiError, CliError, reportError } from "./errors.ts";
+import { errorBody } from "./http.ts";
 import { formatAge, formatJson, formatTable } from "./output.ts";
 import { Presses } from "./presses.ts";
 import { printable } from "./text.ts";
@@ -258,6 +260,15 @@ describe("command line", () => {
       "error: Wrong.\n  Ask somebody.\n",
       "a refusal that says the next step needs no other",
     );
+
+    text = "";
+    reportError(new CoordinatorError("ERR_\x1b[2J\x07X" as "ERR_X", "No\x1b[1m way."), stderr);
+    assert.equal(text, "error: No way. (ERR_X)\n", "the code of a coordinator may steer a terminal, too");
+    text = "";
+    const odd = '{"message":5,"detail":"Why.","validations":[null,{"field":"a"},{"field":"b","detail":"c"}]}';
+    reportError(new ApiError(400, errorBody(odd), "GET /x"), stderr);
+    assert.equal(text, "error: GET /x answered with status 400\n  b: c\n  Why.\n");
+    assert.deepEqual(errorBody('{"validations":{}}').validations, []);
 
     text = "";
     assert.equal(reportError(systemError(path.join(dir, "no/such")), stderr), 1);

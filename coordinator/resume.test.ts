@@ -1,7 +1,7 @@
 import assert from "node:assert/strict";
 import { randomUUID } from "node:crypto";
 import fc from "fast-check";
-import { toBase64 } from "../mesh/wire/bytes.ts";
+import { toBase64, utf8 } from "../mesh/wire/bytes.ts";
 import { encodeStatement } from "../mesh/wire/signed.ts";
 import { encodeResumeToken, hashCredential, openResumeToken, type ResumeToken } from "./resume.ts";
 import { generateSigningKey, Signer } from "./signing.ts";
@@ -42,6 +42,14 @@ describe("resume tokens", () => {
         assert.equal(openResumeToken(text, options), undefined);
       }),
     );
+  });
+
+  it("are nothing when another version of ours signed something else", () => {
+    const context = utf8("workspace-mesh resume token v1\0");
+    for (const body of [utf8("v2:abc"), Uint8Array.of(0xe2, 0x51)]) {
+      const signed = Buffer.concat([signer.id, signer.sign(Buffer.concat([context, body])), body]);
+      assert.equal(openResumeToken(signed.toString("base64url"), options), undefined);
+    }
   });
 
   it("are not statements, and statements are not tokens, though the same key signs both", () => {

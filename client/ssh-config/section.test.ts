@@ -86,6 +86,11 @@ Host coder.* *.coder !-* "!*'*"
     );
   });
 
+  it("leaves a carriage return at the end of the file where it was", () => {
+    for (const text of ["Host a\r", "\r", "Host a\r\nUser b\r"])
+      assert.equal(replaceSection(replaceSection(text, render()), undefined), text);
+  });
+
   it("takes the line ends of the file it is in", () => {
     const text = replaceSection("Host a\r\n    User b\r\n", render());
     assert.equal(text.replace(/\r\n/g, "").includes("\n"), false);

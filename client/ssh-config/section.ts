@@ -97,7 +97,7 @@ export function replaceSection(text: string, section: string | undefined): strin
   const lines = section?.replace(/\n/g, eol);
   if (found) {
     if (lines !== undefined) return found.before + lines + found.after;
-    return (found.after === "" ? withoutSeparator(found.before) : found.before) + found.after;
+    return (found.after === "" ? withoutSeparator(found) : found.before) + found.after;
   }
   if (lines === undefined) return text;
   if (text === "") return lines;
@@ -105,7 +105,9 @@ export function replaceSection(text: string, section: string | undefined): strin
   return text + eol + lines;
 }
 
-const withoutSeparator = (before: string) => before.replace(/\r?\n$/, "");
+/** A "\r" alone is no part of it: it was there before. */
+const withoutSeparator = ({ before, section }: FoundSection) =>
+  before.replace(section.includes("\r\n") ? /\r?\n$/ : /\n$/, "");
 
 const FLAGS = ["disable-autostart", "force-unix-filepaths", "skip-proxy-command"] as const;
 

@@ -6,7 +6,7 @@ import { errorTrace } from "../db/queries/error-text.ts";
 import { agentRoutes } from "./agents.ts";
 import { buildRoutes } from "./builds.ts";
 import type { ApiDeps } from "./deps.ts";
-import { ApiError, toApiError, toErrorBody } from "./errors.ts";
+import { ApiError, badRequest, toApiError, toErrorBody } from "./errors.ts";
 import { fileRoutes } from "./files.ts";
 import { keyRoutes } from "./keys.ts";
 import { loginRoutes } from "./login.ts";
@@ -71,6 +71,12 @@ function requests({ logger }: ApiDeps) {
     ctx.state.requestId = requestId;
     ctx.set("X-Request-Id", requestId);
     let failure: unknown;
+    try {
+      void ctx.path;
+    } catch {
+      // Such as "GET http://[ HTTP/1.1": nothing behind this could say what was asked for.
+      return answer(ctx, badRequest("The request's address is not valid."), requestId);
+    }
     try {
       await next();
     } catch (error) {

@@ -35,7 +35,8 @@ export function tokenOf(req: IncomingMessage): { token: string; fromCookie: bool
   if (typeof header === "string" && header) return { token: header, fromCookie: false };
   const bearer = /^Bearer (\S+)$/i.exec(req.headers.authorization ?? "");
   if (bearer) return { token: bearer[1], fromCookie: false };
-  const query = new URL(req.url ?? "/", "http://localhost").searchParams.get(SESSION_TOKEN_QUERY);
+  // Not by way of URL: what stands in front of the query may be no URL at all.
+  const query = new URLSearchParams(/\?([^#]*)/.exec(req.url ?? "")?.[1]).get(SESSION_TOKEN_QUERY);
   if (query) return { token: query, fromCookie: false };
   for (const part of (req.headers.cookie ?? "").split(";")) {
     const [name, value] = part.split("=", 2);
@@ -119,10 +120,10 @@ export async function authenticateAgent(
   return (
     agent && {
       kind: "agent",
-      agentId: agent.agent.id,
-      agentName: agent.agent.name,
-      workspaceId: agent.workspace.id,
-      ownerId: agent.owner.id,
+      agentId: agent.agent_id,
+      agentName: agent.agent_name,
+      workspaceId: agent.workspace_id,
+      ownerId: agent.owner_id,
     }
   );
 }

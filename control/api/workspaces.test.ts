@@ -1,6 +1,6 @@
 import assert from "node:assert/strict";
 import { randomUUID } from "node:crypto";
-import { agentById, setAgentConnected, setAgentDisconnected } from "../db/queries/agents.ts";
+import { agentById, setAgentsConnected, setAgentsDisconnected } from "../db/queries/agents.ts";
 import { judgeReach, type ReachQuery, reachRows } from "../db/queries/reach.ts";
 import type { BuildJob } from "../provisioner/protocol.ts";
 import {
@@ -490,12 +490,12 @@ describe("templates and workspaces", () => {
       const { id } = workspace.latest_build.resources[0].agents[0];
       const status = async () => (await member.get(`/workspaceagents/${id}`)).body.status;
       assert.equal(await status(), "connecting");
-      await setAgentConnected(knex, id, new Date());
+      await setAgentsConnected(knex, [id], new Date());
       assert.equal(await status(), "connected");
       assert.equal((await member.get(`/workspaces/${workspace.id}`)).body.health.healthy, true);
-      await setAgentDisconnected(knex, id, new Date());
+      await setAgentsDisconnected(knex, [id], new Date());
       assert.equal(await status(), "disconnected");
-      await setAgentConnected(knex, id, new Date());
+      await setAgentsConnected(knex, [id], new Date());
       assert.equal(await status(), "connected");
     });
 

@@ -243,6 +243,13 @@ describe("response heads", () => {
     );
   });
 
+  it("garbage behind an informational answer is refused at once, as in front of it", () => {
+    const reader = new ResponseHeadReader();
+    assert.throws(() => reader.push(Buffer.from("HTTP/1.1 100 Continue\r\n\r\nSSH-2.0")), {
+      code: "ERR_RELAY_PROTOCOL",
+    });
+  });
+
   it("a header that could end its line is not sent", () => {
     for (const [name, value] of [
       ["A\r\nB", "x"],

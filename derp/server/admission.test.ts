@@ -6,6 +6,8 @@ import { toBase64, toHex, utf8 } from "../../mesh/wire/bytes.ts";
 import { encodeFrame } from "../../mesh/wire/derp.ts";
 import { encodeStatement, type RelayTicket } from "../../mesh/wire/signed.ts";
 import { keyPair, sealClientInfo, sharedKey } from "../box.ts";
+import { DerpClient } from "../client/client.ts";
+import { earlyDial } from "../client/early.ts";
 import { rawJoin, startRelay, type TestRelay, until } from "../testing.ts";
 import { type AdmissionMode, Admissions, DEFAULT_ADMISSION, MAX_TICKET_LIFETIME_MS } from "./admission.ts";
 import type { DerpServerOptions } from "./server.ts";
@@ -73,6 +75,7 @@ describe("relay admission", () => {
     ["one signed by somebody else", ticketFor(key, {}, otherKeys)],
     ["a cut one", ticketFor(key).slice(0, 100)],
     ["no base64", "%%%"],
+    ["padding as long as a header may be, and then something else", `${"=".repeat(200_000)}x`], // at once
     ["an empty one", ""],
   ] as const)
     it(`with ${what} a key is at its address's expense, or not admitted where tickets are required`, () => {
@@ -189,6 +192,24 @@ describe("derp properties: admission by ticket", () => {
     await a.packets.take();
     const refused = relay.server.metrics().find(({ name }) => name === "not_admitted");
     assert.equal(refused?.values[0].value, 2);
+  });
+
+  it("who asked for the upgrade before there was a ticket says it in ClientInfo, where it counts the same", async () => {
+    await start({ admission: "ticket" });
+    const join = async (ticket: string | undefined, { privateKey, publicKey } = keyPair()) => {
+      const environment = {};
+      const early = earlyDial(relay.url, { environment });
+      const client = new DerpClient({ url: relay.url, privateKey, environment, early, ticket });
+      const confirmed = once(client, "confirmed");
+      await client.connect();
+      await Promise.race([confirmed, once(client, "close").then(([error]) => Promise.reject(error))]);
+      return { client, publicKey };
+    };
+    const keys = keyPair();
+    const { client } = await join(ticketFor(keys.publicKey), keys);
+    await client.close();
+    await assert.rejects(join(undefined), { code: "ERR_RELAY_CLOSED" });
+    await assert.rejects(join(ticketFor(keys.publicKey)), { code: "ERR_RELAY_CLOSED" });
   });
 
   it("a browser brings its ticket in the query of its WebSocket", async () => {

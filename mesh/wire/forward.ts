@@ -177,9 +177,10 @@ export class AnswerDecoder {
 export function parseHostPort(
   service: string,
 ): { protocol: "tcp" | "udp"; host: string; port: number } | undefined {
-  const match = /^(tcp|udp):(?:\[([0-9A-Fa-f:.%\w]{2,100})\]|([^:[\]\s/\x00-\x1f\x7f]{1,255})):([1-9]\d{0,4})$/.exec(
-    service,
-  );
+  const match =
+    /^(tcp|udp):(?:\[([0-9A-Fa-f:.%\w]{2,100})\]|([^:[\]\s/\x00-\x1f\x7f]{1,255})):([1-9]\d{0,4})$/.exec(
+      service,
+    );
   if (!match) return undefined;
   const port = Number(match[4]);
   if (port > 65_535) return undefined;

@@ -18,7 +18,8 @@ const MONTH = { name: "month", min: 1, max: 12, names: MONTHS };
 const DAY_OF_WEEK = { name: "day of week", min: 0, max: 6, names: DAYS };
 
 const DESCRIPTORS = ["@yearly", "@annually", "@monthly", "@weekly", "@daily", "@midnight", "@hourly"];
-const EVERY = /^@every [+]?((\d+\.?\d*|\.\d+)(ns|us|µs|μs|ms|s|m|h))+$/;
+/** Each number can be read in one way only, or a long text that does not match would take for ever. */
+const EVERY = /^@every [+]?((\d+(?:\.\d*)?|\.\d+)(ns|us|µs|μs|ms|s|m|h))+$/;
 
 /**
  * Six fields with seconds first, of which the last (day of week) may be left out, or a descriptor.

@@ -11,8 +11,8 @@ export function parseGoInt(text: string): bigint | undefined {
 /** strconv.ParseFloat's grammar without digit separators; a number too large for a double is not one. */
 export function isGoFloat(text: string): boolean {
   if (/^[+-]?(inf|infinity)$|^nan$/i.test(text)) return true;
-  if (/^[+-]?0x([0-9a-f]+\.?[0-9a-f]*|\.[0-9a-f]+)p[+-]?\d+$/i.test(text)) return true;
-  return /^[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?$/i.test(text) && Number.isFinite(Number(text));
+  if (/^[+-]?0x([0-9a-f]+(\.[0-9a-f]*)?|\.[0-9a-f]+)p[+-]?\d+$/i.test(text)) return true;
+  return /^[+-]?(\d+(\.\d*)?|\.\d+)(e[+-]?\d+)?$/i.test(text) && Number.isFinite(Number(text));
 }
 
 const GO_TRUE = new Set(["1", "t", "T", "TRUE", "true", "True"]);

@@ -201,7 +201,7 @@ function whole(value: bigint): number | ExactNumber {
 }
 
 function decimal(text: string): number | ExactNumber {
-  if (!/^[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?$/.test(text)) throw fail("a number's text is not decimal");
+  if (!/^[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?$/.test(text)) throw fail("a number's text is not decimal");
   return new ExactNumber(text);
 }
 

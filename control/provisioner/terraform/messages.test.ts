@@ -43,6 +43,12 @@ describe("terraform's messages", () => {
       ["Terraform 1.11.4"],
     ],
     [
+      "a diagnostic some of whose parts have another shape",
+      '{"@level":"error","@message":"m","type":"diagnostic","diagnostic":{"severity":"error","summary":"s","detail":1,"range":{"filename":"a"},"snippet":{"code":{}}}}',
+      "error",
+      ["Error: s"],
+    ],
+    [
       "a diagnostic of the wrong shape",
       '{"@level":"warn","@message":"m","type":"diagnostic","diagnostic":1}',
       "warn",

@@ -51,10 +51,8 @@ export function parseMessage(line: string): TerraformMessage | undefined {
   const text = fields["@message"];
   if (typeof text !== "string") return plain;
   const level = LEVELS[String(fields["@level"])] ?? "info";
-  if (fields["type"] === "diagnostic" && isDiagnostic(fields["diagnostic"])) {
-    const diagnostic = fields["diagnostic"];
-    return { level, lines: formatDiagnostic(diagnostic), diagnostic };
-  }
+  const diagnostic = fields["type"] === "diagnostic" ? readDiagnostic(fields["diagnostic"]) : undefined;
+  if (diagnostic) return { level, lines: formatDiagnostic(diagnostic), diagnostic };
   const planned = fields["type"] === "planned_change" ? { isPlannedChange: true } : {};
   return { level: isDetail(fields) ? "debug" : level, lines: toLines(text), ...planned };
 }
@@ -130,8 +128,36 @@ function toLines(text: string): string[] {
   return text.split(/\r?\n/);
 }
 
-function isDiagnostic(value: unknown): value is Diagnostic {
-  if (typeof value !== "object" || value === null) return false;
-  const { severity, summary } = value as Record<string, unknown>;
-  return (severity === "error" || severity === "warning") && typeof summary === "string";
+/** Takes what is of the right type; Terraform's own form changes with its versions. */
+function readDiagnostic(value: unknown): Diagnostic | undefined {
+  const { severity, summary, detail, address, range, snippet } = recordOf(value);
+  if ((severity !== "error" && severity !== "warning") || typeof summary !== "string") return undefined;
+  const { filename, start } = recordOf(range);
+  const { line } = recordOf(start);
+  const { context, code, start_line: startLine, values } = recordOf(snippet);
+  return {
+    severity,
+    summary,
+    detail: textOf(detail) ?? "",
+    address: textOf(address),
+    ...(typeof filename === "string" && typeof line === "number" && { range: { filename, start: { line } } }),
+    ...(typeof code === "string" &&
+      typeof startLine === "number" && {
+        snippet: {
+          context: textOf(context),
+          code,
+          start_line: startLine,
+          values: (Array.isArray(values) ? values : []).flatMap((one: unknown) => {
+            const { traversal, statement } = recordOf(one);
+            return typeof traversal === "string" && typeof statement === "string"
+              ? [{ traversal, statement }]
+              : [];
+          }),
+        },
+      }),
+  };
 }
+
+const textOf = (value: unknown): string | undefined => (typeof value === "string" ? value : undefined);
+const recordOf = (value: unknown): Record<string, unknown> =>
+  typeof value === "object" && value !== null ? (value as Record<string, unknown>) : {};

@@ -28,9 +28,21 @@ export interface ShownState {
 
 /** Resources of a module and all modules below it. */
 export function flatten(module: JsonModule | undefined): JsonResource[] {
-  if (!module) return [];
-  return [...(module.resources ?? []), ...(module.child_modules ?? []).flatMap(flatten)];
+  if (typeof module !== "object" || module === null) return [];
+  return [...listOf(module.resources).filter(isResource), ...listOf(module.child_modules).flatMap(flatten)];
 }
+
+/** An entry without its names is nothing we could speak of: it is left out. */
+function isResource(value: unknown): value is JsonResource {
+  return (
+    isRecord(value) &&
+    typeof value["address"] === "string" &&
+    typeof value["type"] === "string" &&
+    typeof value["name"] === "string"
+  );
+}
+
+const listOf = <T>(value: readonly T[] | undefined): readonly T[] => (Array.isArray(value) ? value : []);
 
 /**
  * What a plan knows: data sources already read, and everything planned. A data source whose read waits for the
@@ -38,14 +50,14 @@ export function flatten(module: JsonModule | undefined): JsonResource[] {
  */
 export function planResources(plan: ShownPlan): JsonResource[] {
   const all = new Map<string, JsonResource>();
-  for (const resource of flatten(plan.prior_state?.values?.root_module))
+  for (const resource of flatten(plan?.prior_state?.values?.root_module))
     if (resource.mode === "data") all.set(resource.address, resource);
-  for (const resource of flatten(plan.planned_values?.root_module)) all.set(resource.address, resource);
+  for (const resource of flatten(plan?.planned_values?.root_module)) all.set(resource.address, resource);
   return [...all.values()];
 }
 
 export function stateResources(state: ShownState): JsonResource[] {
-  return flatten(state.values?.root_module);
+  return flatten(state?.values?.root_module);
 }
 
 /** Typed reads of a resource's values: what is absent, null or unknown reads as the fallback. */
