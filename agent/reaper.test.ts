@@ -33,5 +33,17 @@ describe("reaper", () => {
     assert.equal(status, 4);
   });
 
+  it("loses no such wish while it starts the agent", async () => {
+    // The first thing this agent does; the shell may not have come further than to start it.
+    const agent =
+      "trap 'echo bye; exit 4' TERM; kill -TERM $PPID; for i in 1 2 3 4 5 6 7 8 9; do sleep 0.1; done";
+    const [file, ...args] = reaperCommand(["/bin/sh", "-c", agent]);
+    for (let i = 0; i < 10; i++) {
+      const child = spawn(file, args, { stdio: ["ignore", "pipe", "inherit"] });
+      const status = await new Promise((resolve) => child.once("close", resolve));
+      assert.equal(status, 4);
+    }
+  });
+
   it("does nothing where it isn't process 1", () => assert.equal(leaveProcessOneToReaper(), undefined));
 });

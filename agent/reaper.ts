@@ -5,10 +5,14 @@
 
 /** Runs "$@", passes on what asks it to stop, reaps orphans meanwhile, and ends as it ended. For dash, bash, busybox. */
 export const REAPER_SCRIPT = [
+  "agent= asked=",
+  'pass() { if [ -n "$agent" ]; then kill -$1 $agent; else asked=$1; fi; }',
+  "trap 'pass TERM' TERM",
+  "trap 'pass INT' INT",
+  "trap 'pass HUP' HUP",
   '"$@" & agent=$!',
-  "trap 'kill -TERM $agent' TERM",
-  "trap 'kill -INT $agent' INT",
-  "trap 'kill -HUP $agent' HUP",
+  // Asked while it was being started.
+  'if [ -n "$asked" ]; then kill -$asked $agent; fi',
   // A trap interrupts `wait`; only when the agent is gone the status is its own.
   "while wait $agent; status=$?; kill -0 $agent 2>/dev/null; do :; done",
   "exit $status",

@@ -1,5 +1,6 @@
 import assert from "node:assert/strict";
 import { execFileSync } from "node:child_process";
+import { randomUUID } from "node:crypto";
 import { once } from "node:events";
 import { mkdtempSync, readFileSync, rmSync } from "node:fs";
 import net from "node:net";
@@ -67,6 +68,95 @@ describe("control plane", function () {
       },
     });
     assert.equal(await early, "here I am");
+  });
+
+  describe("with more who knock than are looked up at once", () => {
+    /** Holds back every look-up of an agent's token until it is told to go on. */
+    async function holdBack(): Promise<() => Promise<void>> {
+      const lock = await database.knex.transaction();
+      await lock.raw("lock table workspace_agents in access exclusive mode");
+      return async () => void (await lock.commit());
+    }
+    /** `count` clients, one after the other, held back; `served` names them in the order in which they were served. */
+    async function knock(count: number) {
+      const served: string[] = [];
+      const lookups: string[] = [];
+      const onQuery = ({ sql }: { sql: string }) =>
+        sql.includes("where a.token_hash = ") && lookups.push(sql);
+      database.knex.on("query", onQuery);
+      let arrived = 0;
+      let onArrived: () => void = () => undefined;
+      const running = await start({
+        upgrades: [
+          {
+            path: PATH,
+            async handle(req, socket, _head, authenticate) {
+              socket.once("close", () => onGone());
+              arrived++;
+              onArrived();
+              await authenticate().catch(() => undefined);
+              if (!socket.destroyed) served.push(String(req.headers["x-name"]));
+              socket.end("HTTP/1.1 401 No\r\n\r\n");
+            },
+          },
+        ],
+      });
+      let onGone: () => void = () => undefined;
+      const goOn = await holdBack();
+      const clients: net.Socket[] = [];
+      for (let i = 0; i < count; i++) {
+        const token = `Coder-Session-Token: ${randomUUID()}\r\nX-Name: ${i}\r\nHost: x`;
+        clients.push(await dial(running.port, UPGRADE.replace("Host: x", token)));
+        while (arrived <= i)
+          await new Promise<void>((resolve) => {
+            onArrived = resolve;
+          });
+      }
+      return {
+        served,
+        lookups,
+        clients,
+        goOn,
+        /** Resolves once the server knows that these are gone. */
+        async leave(leaving: net.Socket[]): Promise<void> {
+          let left = leaving.length;
+          const gone = new Promise<void>((resolve) => {
+            onGone = () => {
+              if (--left === 0) resolve();
+            };
+          });
+          for (const socket of leaving) socket.end();
+          await gone;
+        },
+        stop: () => database.knex.off("query", onQuery),
+      };
+    }
+    const closed = (clients: net.Socket[]) =>
+      Promise.all(clients.map((socket) => socket.closed || once(socket.resume(), "close")));
+
+    it("nothing is looked up for those who left meanwhile", async () => {
+      const { clients, goOn, leave, lookups, served, stop } = await knock(40);
+      const [stay, leaving] = [clients.slice(0, 10), clients.slice(10)];
+      await leave(leaving);
+      await goOn();
+      await closed(stay);
+      stop();
+      assert.equal(lookups.length, stay.length);
+      assert.deepEqual(
+        served.map(Number).sort((a, b) => a - b),
+        [0, 1, 2, 3, 4, 5, 6, 7, 8, 9],
+      );
+    });
+
+    it("those who came last are served first while many wait: the others are about to give up", async () => {
+      const { clients, goOn, served, stop } = await knock(120);
+      await goOn();
+      await closed(clients);
+      stop();
+      const turn = (name: number) => served.indexOf(String(name));
+      const turns = (from: number, to: number) => Array.from({ length: to - from }, (_, i) => turn(from + i));
+      assert.ok(Math.max(...turns(90, 120)) < Math.min(...turns(20, 70)), served.join(" "));
+    });
   });
 
   it("stops soon, whatever clients leave open", async () => {

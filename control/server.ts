@@ -188,7 +188,7 @@ export async function startControlPlane(options: ControlPlaneOptions): Promise<C
     if (started) {
       if (early >= MAX_EARLY_UPGRADES) return refuse(socket, STARTING);
       early++;
-      await started;
+      await whileThere(socket, () => started);
       early--;
       if (socket.destroyed) return;
     }
@@ -257,7 +257,14 @@ const MAX_UPGRADE_LOGINS = 8;
 /** Waiting for that: all nodes of a large deployment after a restart. */
 const MAX_WAITING_LOGINS = 8_192;
 
-/** Takes turns: a storm of upgrades, with good tokens or bad, leaves most of the database's connections to others. */
+/** While more wait than this, the newest goes first. */
+const LONG_QUEUE = 64;
+
+/**
+ * Takes turns: a storm of upgrades, with good tokens or bad, leaves most of the database's connections to others. When
+ * more come than can be served before they give up, the oldest are those about to: served in the order they came, all
+ * the work would be done for nodes that are gone a moment later, and none would ever be back.
+ */
 class Logins {
   #running = 0;
   readonly #waiting: (() => void)[] = [];
@@ -271,10 +278,24 @@ class Logins {
     try {
       return await work();
     } finally {
-      const next = this.#waiting.shift();
+      const next = this.#waiting.length > LONG_QUEUE ? this.#waiting.pop() : this.#waiting.shift();
       if (next) next();
       else this.#running--;
     }
+  }
+}
+
+/**
+ * A client that hangs up while it waits says so by ending its half; HTTP's sockets stay open for writing then, and nobody
+ * who takes upgrades listens yet.
+ */
+async function whileThere<T>(socket: Duplex, work: () => Promise<T> | undefined): Promise<T | undefined> {
+  const onEnd = () => socket.destroy();
+  socket.on("end", onEnd);
+  try {
+    return await work();
+  } finally {
+    socket.off("end", onEnd);
   }
 }
 
@@ -304,9 +325,11 @@ async function upgrade(
     const found = upgrades.find((candidate) => candidate.path.test(path));
     if (!found) throw new ApiError(404, "ERR_NO_ROUTE", "Nothing here can be upgraded to.");
     await found.handle(req, socket, head, async () => {
-      const identity = await logins.run(async () =>
-        // Whoever gave up meanwhile costs nothing.
-        socket.destroyed ? undefined : authenticateAny(deps, req, deps.now()),
+      const identity = await whileThere(socket, () =>
+        logins.run(async () =>
+          // Whoever gave up meanwhile costs nothing.
+          socket.destroyed ? undefined : authenticateAny(deps, req, deps.now()),
+        ),
       );
       if (!identity)
         throw new ApiError(
@@ -341,6 +364,12 @@ function refuse(socket: Duplex, error: ApiError): void {
   );
 }
 
+/**
+ * Connections the kernel keeps until we take them. After a restart all nodes come within a second; of those that found no
+ * room the kernel's own next tries come after 1, 3 and 7 s. Linux allows no more by default.
+ */
+const BACKLOG = 4_096;
+
 /** @returns the address as a URL that works on this machine */
 async function listen(
   server: http.Server | https.Server,
@@ -361,7 +390,7 @@ async function listen(
           : new ServerError("ERR_LISTEN", `Can't listen on ${host}:${port}: ${cause.message}`, { cause }),
       );
     server.once("error", failed);
-    server.listen(port, host, () => {
+    server.listen({ port, host, backlog: BACKLOG }, () => {
       server.off("error", failed);
       resolve();
     });

@@ -469,8 +469,8 @@ describe("session service", () => {
         assert.ok(last?.kind === "openFailed");
         assert.match(last.message, /could not start the process: .*E2BIG/);
       }
-      await pipes.warm();
-      await until(() => count() <= before + 6, `${before} descriptors, now ${count()}`);
+      // Six for each of the three helpers that may be filling the stock; what 24 sessions left open would be 72.
+      await until(() => count() <= before + 18, `no more than ${before + 18} descriptors`);
     });
 
     it("a bad header, one session too many and a stopping agent are refused with a reason", async () => {

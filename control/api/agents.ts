@@ -9,7 +9,6 @@ import { type AgentInWorkspace, agentById } from "../db/queries/agents.ts";
 import { agentTrees } from "../db/queries/resources.ts";
 import type { AgentLogRow, AgentRow, ScriptRow } from "../db/queries/rows.ts";
 import { announce } from "../db/queries/topics.ts";
-import { cleanText } from "../provisioner/queue.ts";
 import { must } from "./access.ts";
 import type { UserIdentity } from "./authenticate.ts";
 import type { ApiDeps } from "./deps.ts";
@@ -190,7 +189,7 @@ async function appendAgentLogs(
   let bytes = agent.logs_bytes;
   const rows: Omit<AgentLogRow, "id">[] = [];
   for (const line of batch.logs) {
-    const output = cleanText(line.output);
+    const { output } = line;
     bytes += Buffer.byteLength(output);
     if (bytes > maxBytes) break;
     rows.push({

@@ -143,6 +143,20 @@ describe("signing in", () => {
     assert.equal(twice.body.validations?.[0].field, "username");
   });
 
+  it("a text that the database can't keep is refused with its field, not answered with a 500", async () => {
+    for (const name of ["a\u0000b", "a\ud800b"]) {
+      const refused = await test.owner.post("/users", {
+        email: "nul@example.com",
+        username: "nul",
+        name,
+        password: PASSWORD,
+      });
+      assert.equal(refused.status, 400);
+      assert.equal(refused.body.validations?.[0].field, "name");
+    }
+    assert.equal((await test.owner.get("/users?q=a%00b")).status, 400);
+  });
+
   it("a member sees and changes only themselves", async () => {
     const member = await addUser(test.owner, "mel");
     assert.equal((await member.get("/users/ada")).status, 404);

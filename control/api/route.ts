@@ -13,6 +13,7 @@ import {
 import type { ApiDeps } from "./deps.ts";
 import { ApiError, badRequest } from "./errors.ts";
 import { LIMITS, type LimitName, RateLimiter } from "./ratelimit.ts";
+import { findUnstorable } from "./storable.ts";
 
 export const API_PREFIX = "/api/v2";
 
@@ -146,7 +147,14 @@ async function identify(
 function parse(schema: z.ZodType | undefined, value: unknown, where: string): unknown {
   if (!schema) return value;
   const result = schema.safeParse(value);
-  if (result.success) return result.data;
+  if (result.success) {
+    // What is kept of the request, after what the schema drops or cleans.
+    const unstorable = findUnstorable(result.data);
+    if (!unstorable) return result.data;
+    throw badRequest(`The request's ${where} is not valid.`, [
+      { field: unstorable.join(".") || where, detail: "Must not contain U+0000 or half a surrogate pair." },
+    ]);
+  }
   throw badRequest(
     where === "body" ? "The request's body is not valid." : `The request's ${where} is not valid.`,
     result.error.issues.slice(0, 20).map((issue) => ({

@@ -57,7 +57,11 @@ export const AgentLogBatch = z.object({
       z.object({
         created_at: z.iso.datetime(),
         level: z.enum(["trace", "debug", "info", "warn", "error"]),
-        output: z.string().max(64 * 1024),
+        // A program may print what the database can't keep; its log is worth more without than not at all.
+        output: z
+          .string()
+          .max(64 * 1024)
+          .overwrite((text) => text.replace(/[\u0000\ud800-\udfff]/gu, "")),
       }),
     )
     .max(1000),

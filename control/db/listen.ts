@@ -43,13 +43,26 @@ export function retryDelayMs(attempt: number, random: number): number {
  */
 export async function notify(knex: Knex, channel: string, payload: string): Promise<void> {
   checkChannel(channel);
-  if (Buffer.byteLength(payload) > MAX_PAYLOAD_BYTES) {
+  checkPayload(payload);
+  await knex.raw("select pg_notify(?, ?)", [channel, payload]);
+}
+
+/** As `notify`, of many payloads in one statement. @throws {DatabaseError} as notify; then none is sent */
+export async function notifyAll(knex: Knex, channel: string, payloads: readonly string[]): Promise<void> {
+  checkChannel(channel);
+  for (const payload of payloads) checkPayload(payload);
+  await knex.raw("select pg_notify(?, payload) from unnest(?::text[]) as payload", [
+    channel,
+    [...payloads],
+  ] as never);
+}
+
+function checkPayload(payload: string): void {
+  if (Buffer.byteLength(payload) > MAX_PAYLOAD_BYTES)
     throw new DatabaseError(
       "ERR_NOTIFY_INVALID",
       `a payload may have ${MAX_PAYLOAD_BYTES} bytes: send the row's id and let the other side read the row`,
     );
-  }
-  await knex.raw("select pg_notify(?, ?)", [channel, payload]);
 }
 
 export class DatabaseListener {

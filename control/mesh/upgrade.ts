@@ -2,7 +2,6 @@
 // away, by the resume token it got before, whose credential is then looked up as soon as that can be done.
 import type { IncomingMessage } from "node:http";
 import type { Duplex } from "node:stream";
-import { setTimeout as delay } from "node:timers/promises";
 import { type WebSocket, WebSocketServer } from "ws";
 import type { Coordinator, NodeLink, NodeSubject } from "../../coordinator/coordinator.ts";
 import { hashCredential, openResumeToken, type ResumeToken } from "../../coordinator/resume.ts";
@@ -66,8 +65,9 @@ export function nodeUpgrades({
     authenticate: () => Promise<Identity>,
   ): Promise<void> {
     for (let ms = FIRST_CHECK_MS; ; ms = Math.min(2 * ms, MAX_CHECK_MS)) {
-      await delay(ms * (0.5 + random()), undefined, { signal: stopping.signal });
-      if (socket.readyState !== socket.OPEN) return;
+      // Not bound to `stopping`: thousands would listen to one signal, and each of them looks whether it is among them.
+      await new Promise((resolve) => setTimeout(resolve, ms * (0.5 + random())).unref());
+      if (stopping.signal.aborted || socket.readyState !== socket.OPEN) return;
       try {
         const identity = await checks(authenticate);
         const isSame = keyOf(subjectOf(identity)) === keyOf(resumed.subject);

@@ -233,7 +233,7 @@ export async function appendJobLog(trx: Knex, jobId: string, lines: JobLog[], no
 }
 
 /** Postgres text holds no zero byte. */
-export const cleanText = (text: string): string => text.replaceAll("\u0000", "");
+const cleanText = (text: string): string => text.replaceAll("\u0000", "");
 
 const sqlState = (error: unknown): string =>
   error instanceof Error && "code" in error && typeof error.code === "string" ? error.code : "";

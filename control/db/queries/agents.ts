@@ -2,7 +2,7 @@
 import type { Knex } from "knex";
 import { hashAgentToken } from "../../provisioner/queue-result.ts";
 import type { AgentRow, UserRow } from "./rows.ts";
-import { announce } from "./topics.ts";
+import { announceAll } from "./topics.ts";
 import { lastSucceededBuild, type WorkspaceView, workspaceById } from "./workspaces.ts";
 
 export interface AgentInWorkspace {
@@ -11,7 +11,6 @@ export interface AgentInWorkspace {
   owner: UserRow;
 }
 
-/** One that a token could belong to: newest build first. */
 const agentsQuery = (
   knex: Knex,
 ): Knex.QueryBuilder<AgentRow, (AgentRow & { build_id: string; workspace_id: string })[]> =>
@@ -20,22 +19,37 @@ const agentsQuery = (
     .join("workspace_builds as b", "b.job_id", "r.job_id")
     .select("a.*", "b.id as build_id", "b.workspace_id");
 
+const BY_TOKEN = `select a.id as agent_id, a.name as agent_name, w.id as workspace_id, w.owner_id
+  from workspace_agents a
+  join workspace_resources r on r.id = a.resource_id
+  join workspace_builds b on b.job_id = r.job_id
+  join workspaces w on w.id = b.workspace_id
+  join lateral (
+    select b2.id, b2.transition from workspace_builds b2 join provisioner_jobs j2 on j2.id = b2.job_id
+    where b2.workspace_id = w.id and j2.status = 'succeeded'
+    order by b2.build_number desc limit 1) last on last.id = b.id and last.transition <> 'delete'
+  where a.token_hash = ? order by b.created_at desc limit 1`;
+
+export interface AgentByToken {
+  agent_id: string;
+  agent_name: string;
+  workspace_id: string;
+  owner_id: string;
+}
+
 /**
  * The living agent whose token this is. A token lives as long as its build is the workspace's newest successful
- * one: a stop or a delete ends it when it has succeeded, a build anew hands it to the new build's agent.
+ * one: a stop or a delete ends it when it has succeeded, a build anew hands it to the new build's agent. It lives also
+ * while the workspace's owner is suspended: who may still reach the workspace needs it, and the owner may not.
+ *
+ * One statement, planned once a connection: after a restart every agent asks at once.
  */
-export async function agentForToken(knex: Knex, token: string): Promise<AgentInWorkspace | undefined> {
+export async function agentForToken(knex: Knex, token: string): Promise<AgentByToken | undefined> {
   if (token.length < 16 || token.length > 256) return undefined;
-  const candidates = await agentsQuery(knex)
-    .where("a.token_hash", hashAgentToken(token))
-    .orderBy("b.created_at", "desc")
-    .limit(10);
-  for (const agent of candidates) {
-    const found = await inWorkspace(knex, agent);
-    // Also while its owner is suspended: who may still reach the workspace needs it, and the owner may not.
-    if (found && (await isLiving(knex, agent))) return found;
-  }
-  return undefined;
+  const { rows } = await knex
+    .raw<{ rows: AgentByToken[] }>(BY_TOKEN, [hashAgentToken(token)])
+    .options({ name: "agent_by_token" });
+  return rows[0];
 }
 
 /** Of any build, deleted workspaces included. */
@@ -65,26 +79,32 @@ async function inWorkspace(
   return workspace && owner && { agent, workspace, owner };
 }
 
-/** Said at connect and then with each heartbeat (every 15 s or so; see AGENT_INACTIVE_MS). */
-export async function setAgentConnected(knex: Knex, agentId: string, at: Date): Promise<void> {
-  const { rows } = await knex.raw<{ rows: { changed: boolean }[] }>(
+/** Rows of many agents, locked in one order, so that two replicas can't wait for each other. */
+const LOCKED = `(select id, last_connected_at, disconnected_at from workspace_agents
+  where id = any(?) order by id for update)`;
+
+/** Said at connect. */
+export async function setAgentsConnected(knex: Knex, agentIds: readonly string[], at: Date): Promise<void> {
+  const { rows } = await knex.raw<{ rows: { id: string; changed: boolean }[] }>(
     `update workspace_agents a set
        first_connected_at = coalesce(a.first_connected_at, ?),
        last_connected_at = greatest(a.last_connected_at, ?), updated_at = ?
-     from (select id, last_connected_at, disconnected_at from workspace_agents where id = ? for update) old
-     where a.id = old.id
-     returning old.last_connected_at is null or old.disconnected_at >= old.last_connected_at as changed`,
-    [at, at, at, agentId],
+     from ${LOCKED} old where a.id = old.id
+     returning a.id, old.last_connected_at is null or old.disconnected_at >= old.last_connected_at as changed`,
+    [at, at, at, [...agentIds]] as never,
   );
   // A heartbeat alone changes nothing that watchers show.
-  if (rows[0]?.changed) await announce(knex, "workspace_agent", agentId);
+  const changed = rows.filter((row) => row.changed).map(({ id }) => id);
+  await announceAll(knex, "workspace_agent", changed);
 }
 
-/** As setAgentConnected, for many that are known to be connected: nothing changes that watchers show. */
+/** With each heartbeat (every 15 s or so; see AGENT_INACTIVE_MS) of those known to be connected: nothing changes that watchers show. */
 export async function setAgentsHeard(knex: Knex, agentIds: readonly string[], at: Date): Promise<void> {
-  await knex("workspace_agents")
-    .whereRaw("id = any(?)", [[...agentIds]])
-    .update({ last_connected_at: knex.raw("greatest(last_connected_at, ?)", [at]), updated_at: at });
+  await knex.raw(
+    `update workspace_agents a set last_connected_at = greatest(a.last_connected_at, ?), updated_at = ?
+     from ${LOCKED} old where a.id = old.id`,
+    [at, at, [...agentIds]] as never,
+  );
 }
 
 /**
@@ -112,7 +132,14 @@ export async function areKeptAgents(
   return new Map(rows.map(({ id, is_current }) => [id, is_current ? "current" : "replaced"]));
 }
 
-export async function setAgentDisconnected(knex: Knex, agentId: string, at: Date): Promise<void> {
-  await knex("workspace_agents").where({ id: agentId }).update({ disconnected_at: at, updated_at: at });
-  await announce(knex, "workspace_agent", agentId);
+export async function setAgentsDisconnected(
+  knex: Knex,
+  agentIds: readonly string[],
+  at: Date,
+): Promise<void> {
+  await knex.raw(
+    `update workspace_agents a set disconnected_at = ?, updated_at = ? from ${LOCKED} old where a.id = old.id`,
+    [at, at, [...agentIds]] as never,
+  );
+  await announceAll(knex, "workspace_agent", agentIds);
 }

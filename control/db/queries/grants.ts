@@ -88,6 +88,26 @@ export async function markRevoked(knex: Knex, ids: readonly string[], now: Date)
     .update({ revoked_at: now });
 }
 
+/** Unexpired grants of these agents that were marked as void, by agent. */
+export async function markedGrantIds(
+  knex: Knex,
+  agentIds: readonly string[],
+  now: Date,
+): Promise<Map<string, string[]>> {
+  const rows: { id: string; agent_id: string }[] = await knex("mesh_grants")
+    .whereRaw("agent_id = any(?)", [[...agentIds]])
+    .andWhere("expires_at", ">", now)
+    .whereNotNull("revoked_at")
+    .select("id", "agent_id");
+  const marked = new Map<string, string[]>();
+  for (const { id, agent_id: agentId } of rows) {
+    const ids = marked.get(agentId);
+    if (ids) ids.push(id);
+    else marked.set(agentId, [id]);
+  }
+  return marked;
+}
+
 /**
  * Of an agent's live grants those that are void: revoked, given for what ended since, or unknown (forgotten long after
  * they ended, or never ours). With `agentId` all revoked ones of that agent that somebody might still show it.
@@ -98,15 +118,8 @@ export async function voidGrantIds(
   agentId: string | undefined,
   now: Date,
 ): Promise<string[]> {
-  const found = new Set<string>();
-  if (agentId !== undefined) {
-    const rows: { id: string }[] = await knex("mesh_grants")
-      .where({ agent_id: agentId })
-      .andWhere("expires_at", ">", now)
-      .whereNotNull("revoked_at")
-      .select("id");
-    for (const { id } of rows) found.add(id);
-  }
+  const marked = agentId === undefined ? undefined : await markedGrantIds(knex, [agentId], now);
+  const found = new Set(marked?.get(agentId ?? ""));
   if (ids.length === 0) return [...found];
   const rows: GrantRow[] = await knex("mesh_grants").whereRaw("id = any(?)", [[...ids]]);
   const known = new Map(rows.map((row) => [row.id, row]));

@@ -5,7 +5,8 @@ import type { Knex } from "knex";
 import type { IssuedGrant, NodeStore, StoredRecord } from "../../../coordinator/store.ts";
 import type { NodeRecord } from "../../../mesh/wire/signed.ts";
 import { AGENT_INACTIVE_MS } from "../../templates/status.ts";
-import { insertGrant, markRevoked, unexpiredGrants, voidGrantIds } from "./grants.ts";
+import { gathered } from "../gather.ts";
+import { insertGrant, markedGrantIds, markRevoked, unexpiredGrants, voidGrantIds } from "./grants.ts";
 import { announce, type Topic, type Topics } from "./topics.ts";
 
 const GATHER_MS = 50;
@@ -41,6 +42,9 @@ export class PostgresStore implements NodeStore {
   readonly #listeners = new Set<Listener>();
   readonly #news = { mesh_node: new Set<string>(), mesh_grant: new Set<string>() };
   readonly #unwatch: (() => void)[];
+  /** Agents that come back together after a restart are written, and asked for, together. */
+  readonly #write: (stored: StoredRecord) => Promise<void>;
+  readonly #markedOf: (asked: { agentId: string; nowMs: number }) => Promise<string[]>;
   #timer: NodeJS.Timeout | undefined;
   /** Told which users' grants another replica revoked; undefined: any may have been. */
   onRevokedElsewhere: ((userId: string | undefined) => void) | undefined;
@@ -48,6 +52,19 @@ export class PostgresStore implements NodeStore {
   constructor(options: MeshStoreOptions) {
     this.#options = options;
     this.#knex = options.knex;
+    this.#write = gathered(async (records) => {
+      await putNodes(options.knex, options.replicaId, records);
+      return records.map(() => undefined);
+    });
+    this.#markedOf = gathered(async (asked) => {
+      const now = new Date(Math.min(...asked.map(({ nowMs }) => nowMs)));
+      const marked = await markedGrantIds(
+        options.knex,
+        asked.map(({ agentId }) => agentId),
+        now,
+      );
+      return asked.map(({ agentId }) => marked.get(agentId) ?? []);
+    });
     this.#unwatch = [
       this.#hear("mesh_node", (agentId) => void this.#reload(agentId).catch(options.onError)),
       this.#hear("mesh_grant", (userId) => this.onRevokedElsewhere?.(userId)),
@@ -62,23 +79,11 @@ export class PostgresStore implements NodeStore {
   }
 
   async putRecord(stored: StoredRecord): Promise<void> {
-    const { record, statement, connectionId } = stored;
-    this.#own.set(record.agentId, stored);
-    this.#tell(record.agentId, stored);
-    const row = {
-      replica_id: this.#options.replicaId,
-      connection_id: connectionId,
-      node_key: record.nodeKey,
-      home_region: record.homeRegion,
-      issued_at: new Date(record.issuedAt),
-      expires_at: new Date(record.expiresAt),
-      statement: Buffer.from(statement),
-    };
-    await this.#knex("mesh_nodes")
-      .insert({ agent_id: record.agentId, ...row })
-      .onConflict("agent_id")
-      .merge(row);
-    this.#announce("mesh_node", record.agentId);
+    const { agentId } = stored.record;
+    this.#own.set(agentId, stored);
+    this.#tell(agentId, stored);
+    await this.#write(stored);
+    this.#announce("mesh_node", agentId);
   }
 
   async removeRecord(agentId: string, connectionId: string): Promise<boolean> {
@@ -118,8 +123,8 @@ export class PostgresStore implements NodeStore {
   }
 
   async voidGrants(ids: readonly string[], nowMs: number, agentId?: string): Promise<string[]> {
-    if (ids.length === 0 && agentId === undefined) return [];
-    return voidGrantIds(this.#knex, ids, agentId, new Date(nowMs));
+    if (ids.length > 0) return voidGrantIds(this.#knex, ids, agentId, new Date(nowMs));
+    return agentId === undefined ? [] : this.#markedOf({ agentId, nowMs });
   }
 
   watch(listener: Listener): () => void {
@@ -185,6 +190,36 @@ export class PostgresStore implements NodeStore {
       }
     }
   }
+}
+
+/** Of one agent the last counts. */
+async function putNodes(knex: Knex, replicaId: string, records: readonly StoredRecord[]): Promise<void> {
+  // In one order, so that two replicas can't wait for each other.
+  const rows = [...new Map(records.map((stored) => [stored.record.agentId, stored])).values()].sort((a, b) =>
+    a.record.agentId < b.record.agentId ? -1 : 1,
+  );
+  await knex
+    .raw(
+      `insert into mesh_nodes
+         (replica_id, agent_id, connection_id, node_key, home_region, issued_at, expires_at, statement)
+       select ?::uuid, * from unnest(?::uuid[], ?::uuid[], ?::text[], ?::bigint[], ?::timestamptz[],
+         ?::timestamptz[], ?::bytea[])
+       on conflict (agent_id) do update set replica_id = excluded.replica_id,
+         connection_id = excluded.connection_id, node_key = excluded.node_key,
+         home_region = excluded.home_region, issued_at = excluded.issued_at,
+         expires_at = excluded.expires_at, statement = excluded.statement`,
+      [
+        replicaId,
+        rows.map(({ record }) => record.agentId),
+        rows.map(({ connectionId }) => connectionId),
+        rows.map(({ record }) => record.nodeKey),
+        rows.map(({ record }) => record.homeRegion),
+        rows.map(({ record }) => new Date(record.issuedAt)),
+        rows.map(({ record }) => new Date(record.expiresAt)),
+        rows.map(({ statement }) => Buffer.from(statement)),
+      ] as never,
+    )
+    .options({ name: "mesh_put_nodes" });
 }
 
 const storedOf = (row: NodeRow): StoredRecord => {

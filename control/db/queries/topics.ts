@@ -1,7 +1,7 @@
 // Wake-ups between replicas: a row changed, whoever watches it reads it again. A message is only ever a hint
 // (LISTEN loses what is said while the connection is away), so every watcher polls slowly as well.
 import type { Knex } from "knex";
-import { type DatabaseListener, notify } from "../listen.ts";
+import { type DatabaseListener, notify, notifyAll } from "../listen.ts";
 
 export type Topic =
   /** A job is waiting; the id is the job's. */
@@ -26,6 +26,11 @@ export type Topic =
 /** Says within the caller's transaction that `id` changed; heard when it commits. */
 export async function announce(knex: Knex, topic: Topic, id: string): Promise<void> {
   await notify(knex, topic, id);
+}
+
+/** As `announce`, of many, in one statement. */
+export async function announceAll(knex: Knex, topic: Topic, ids: readonly string[]): Promise<void> {
+  if (ids.length > 0) await notifyAll(knex, topic, ids);
 }
 
 export const POLL_MS = 5_000;
