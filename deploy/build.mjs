@@ -8,6 +8,7 @@ import {
   mkdirSync,
   readdirSync,
   readFileSync,
+  renameSync,
   rmSync,
   statSync,
   writeFileSync,
@@ -162,12 +163,27 @@ export async function build({ force = false, outdir = path.join(root, "dist") } 
     define: { "process.env.CODER_BUILD_VERSION": JSON.stringify(version) },
     logLevel: "warning",
   };
-  rmSync(outdir, { recursive: true, force: true });
-  mkdirSync(outdir, { recursive: true });
-  writeFileSync(path.join(outdir, "package.json"), '{ "type": "commonjs" }\n');
-  const [ssh] = await Promise.all([buildSsh(esbuild, common, outdir), buildModules(esbuild, common, outdir)]);
-  await buildLauncher(esbuild, common, outdir, ssh.name);
-  return { outdir, ssh };
+  const fresh = `${outdir}.new-${process.pid}`;
+  rmSync(fresh, { recursive: true, force: true });
+  mkdirSync(fresh, { recursive: true });
+  try {
+    writeFileSync(path.join(fresh, "package.json"), '{ "type": "commonjs" }\n');
+    const [ssh] = await Promise.all([buildSsh(esbuild, common, fresh), buildModules(esbuild, common, fresh)]);
+    await buildLauncher(esbuild, common, fresh, ssh.name);
+    replace(outdir, fresh);
+    return { outdir, ssh };
+  } finally {
+    rmSync(fresh, { recursive: true, force: true });
+  }
+}
+
+/** Whoever starts the command meanwhile finds the old one or the new one, whole: a failed build changes nothing. */
+function replace(outdir, fresh) {
+  const old = `${outdir}.old-${process.pid}`;
+  rmSync(old, { recursive: true, force: true });
+  if (existsSync(outdir)) renameSync(outdir, old);
+  renameSync(fresh, outdir);
+  rmSync(old, { recursive: true, force: true });
 }
 
 if (process.argv[1] === fileURLToPath(import.meta.url)) {

@@ -49,6 +49,15 @@ wait_for() {
   done
 }
 
+# Not the agent yet, but what is to become it: this script, setsid, env or the init script, or one of them in the middle
+# of an exec, when there is no command line. Where /proc doesn't show it, nothing is.
+starting() {
+  is_ours && [ -r /proc/self/cmdline ] || return 1
+  line=$(tr '\000' ' ' <"/proc/$pid/cmdline" 2>/dev/null) || return 1
+  case $line in '' | *"$dir/init.sh"*) return 0 ;; esac
+  [ "$line" = "$(tr '\000' ' ' </proc/$$/cmdline)" ]
+}
+
 some_marked() {
   [ -n "$(marked)" ]
 }
@@ -131,7 +140,9 @@ start() {
   printf '%s\n%s\n' "$pid" "$started" >"$pid_file.new"
   mv -f "$pid_file.new" "$pid_file"
 
-  # One that can't even start is a failed build, not an agent that never connects.
+  # One that can't even start is a failed build, not an agent that never connects. A busy machine may need a while to
+  # get there; a download takes longer than is waited for here.
+  wait_for 30 starting || :
   sleep 0.2
   if ! is_ours; then
     echo "the agent ended at once; its log says:" >&2
