@@ -76,6 +76,24 @@ describe("coordinator client", () => {
     await second.stop();
   });
 
+  it("a home that is found while hello is under way is told with the welcome", async () => {
+    const server = await listen(new Coordinator(deps({ nowMs: Date.now })), (token) => subjects[token]);
+    const url = `http://127.0.0.1:${server.port}/coordinate`;
+    const agent = new CoordinatorClient({ url, token: "agent", nodeKey: keyOf(7) });
+    const connected = agent.connect();
+    await Promise.resolve(); // hello is written; no answer can have come
+    await Promise.resolve();
+    agent.setHomeRegion(7);
+    await connected;
+    const user = new CoordinatorClient({ url, token: "user", nodeKey: keyOf(9) });
+    const told = new Promise<number>((resolve) => {
+      user.onRecord = ({ homeRegion = 0 }) => resolve(homeRegion);
+    });
+    const { record } = await user.requestGrant(AGENT);
+    assert.equal(record?.homeRegion ?? (await told), 7);
+    await Promise.all([agent.close(), user.close(), server.stop()]);
+  });
+
   it("a node that floods is read at a pace it can't exceed", async () => {
     let published = 0;
     const coordinator = new Coordinator(deps({ onAgentPresence: () => published++ }));

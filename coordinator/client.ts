@@ -1,4 +1,5 @@
 import { type ClientOptions, WebSocket } from "ws";
+import { ADDRESS_ATTEMPT_MS } from "../mesh/node/addresses.ts";
 import type { Coordinator, GrantedAgent } from "../mesh/node/coordinator.ts";
 import { type Runtime, systemRuntime, type Timer } from "../mesh/node/runtime.ts";
 import { withDeadline } from "../mesh/node/wait.ts";
@@ -123,6 +124,8 @@ export class CoordinatorClient implements Coordinator {
   #awaySince: number | undefined;
   #nextRequest = 1;
   #homeRegion: number | undefined;
+  /** What the coordinator was last told of it. */
+  #saidHomeRegion: number | undefined;
   #resumeToken: string | undefined;
   readonly #runtime: Runtime;
   #clockOffsetMs: number;
@@ -186,7 +189,7 @@ export class CoordinatorClient implements Coordinator {
   setHomeRegion(region: number): void {
     if (this.#homeRegion === region) return;
     this.#homeRegion = region;
-    if (this.#ready) this.#send({ type: "home", homeRegion: region });
+    if (this.#ready) this.#sayHome(region);
   }
 
   /**
@@ -335,6 +338,7 @@ export class CoordinatorClient implements Coordinator {
 
   /** Hello, and what waits for an answer, as far as it fits into the upgrade request. */
   #firstMessages(): NodeMessageInput[] {
+    this.#saidHomeRegion = this.#homeRegion;
     const first: NodeMessageInput[] = [
       {
         type: "hello",
@@ -350,6 +354,11 @@ export class CoordinatorClient implements Coordinator {
       first.push(pending.message);
     }
     return first;
+  }
+
+  #sayHome(homeRegion: number): void {
+    this.#saidHomeRegion = homeRegion;
+    this.#send({ type: "home", homeRegion });
   }
 
   #heard(): void {
@@ -421,6 +430,9 @@ export class CoordinatorClient implements Coordinator {
     this.#ready = true;
     this.#lastError = undefined;
     this.#heard();
+    // It moved while hello was under way.
+    if (this.#homeRegion !== undefined && this.#homeRegion !== this.#saidHomeRegion)
+      this.#sayHome(this.#homeRegion);
     if (message.relayTicket !== undefined) this.#gotTicket(message.relayTicket);
     if (message.voidGrants.length > 0) this.onRevoke?.(message.voidGrants);
     for (const waiter of this.#welcomed) waiter.resolve();
@@ -525,7 +537,10 @@ export class CoordinatorClient implements Coordinator {
   }
 }
 
-const openWebSocket = (url: string, options: ClientOptions): WebSocket => new WebSocket(url, options);
+function openWebSocket(url: string, options: ClientOptions): WebSocket {
+  const connecting = { autoSelectFamilyAttemptTimeout: ADDRESS_ATTEMPT_MS }; // handed on to node:net
+  return new WebSocket(url, { ...options, ...connecting });
+}
 
 /** @returns undefined when it is too much for a header */
 function base64Json(messages: NodeMessageInput[]): string | undefined {

@@ -136,3 +136,36 @@ describe("a session that may be with a process that is gone", () => {
     assert.equal(await bench.dialer.connect(AGENT), bench.link);
   });
 });
+
+describe("an agent that comes as it is asked for", () => {
+  /** The record is told right behind the answer, before anybody who waits for that can have run. */
+  const tellBehind = (
+    bench: Bench,
+    behind: ReturnType<Bench["record"]>,
+    record?: ReturnType<Bench["record"]>,
+  ) => {
+    bench.answer = () => {
+      queueMicrotask(() => bench.dialer.onRecord(behind));
+      return { grant: new Uint8Array(), record };
+    };
+  };
+
+  it("is dialled, though its record came before anybody waited for it", async () => {
+    const bench = new Bench();
+    tellBehind(bench, bench.record("key"));
+    await bench.dialer.connect(AGENT, { signal: AbortSignal.timeout(1_000) });
+    assert.equal(bench.link.peerKey, "key");
+  });
+
+  it("is dialled where the newest record says", async () => {
+    const bench = new Bench();
+    tellBehind(bench, { ...bench.record("new"), issuedAt: 2 }, { ...bench.record("old"), issuedAt: 1 });
+    await bench.dialer.connect(AGENT, { signal: AbortSignal.timeout(1_000) });
+    assert.equal(bench.link.peerKey, "new");
+    tellBehind(bench, { ...bench.record("old"), issuedAt: 1 }, { ...bench.record("new"), issuedAt: 2 });
+    bench.link.session.close(0, "", 0);
+    bench.link.handleEvents();
+    await bench.dialer.connect(AGENT, { signal: AbortSignal.timeout(1_000) });
+    assert.equal(bench.link.peerKey, "new");
+  });
+});

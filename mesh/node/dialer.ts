@@ -70,6 +70,8 @@ interface Target {
   opening: Opening | undefined;
   /** When its record went; undefined while it is there. */
   goneAt: number | undefined;
+  /** While it is being opened: the record that came by itself. */
+  said: NodeRecord | undefined;
   /** The coordinator is being asked whether the session is still with a living process. */
   doubt: Promise<void> | undefined;
   /** Who waits for the agent to come. */
@@ -134,10 +136,12 @@ export class Dialer {
     }
   }
 
-  onRecord({ agentId, nodeKey, homeRegion }: NodeRecord): void {
+  onRecord(record: NodeRecord): void {
+    const { agentId, nodeKey, homeRegion } = record;
     const target = this.#targets.get(agentId);
     if (!target || homeRegion === undefined) return;
     target.goneAt = undefined;
+    target.said = record;
     target.waiting?.arrived({ nodeKey, region: homeRegion });
     const { link } = target;
     if (!link || link.session.isClosed) return;
@@ -148,7 +152,9 @@ export class Dialer {
 
   onRecordGone(agentId: string): void {
     const target = this.#targets.get(agentId);
-    if (target) target.goneAt ??= this.#host.now();
+    if (!target) return;
+    target.goneAt ??= this.#host.now();
+    target.said = undefined;
   }
 
   /** The coordinator is back and knows nothing of us: what it would have told meanwhile is asked for. */
@@ -194,6 +200,7 @@ export class Dialer {
       link: undefined,
       opening: undefined,
       goneAt: undefined,
+      said: undefined,
       doubt: undefined,
       waiting: undefined,
     };
@@ -221,10 +228,12 @@ export class Dialer {
   }
 
   async #open(target: Target, signal: AbortSignal, onWait: () => void): Promise<SessionLink> {
+    target.said = undefined;
     const { grant, record } = await this.#coordinator.requestGrant(target.agentId, signal);
     signal.throwIfAborted();
     this.#granted(target, grant);
-    let place = placeOf(record);
+    // One message behind the grant, a record is here before we are.
+    let place = placeOf(newest(record, target.said));
     if (!place) {
       onWait();
       place = await this.#agentComes(target, signal);
@@ -311,6 +320,9 @@ export class Dialer {
     }
   }
 }
+
+const newest = (a: NodeRecord | undefined, b: NodeRecord | undefined): NodeRecord | undefined =>
+  a && b ? (b.issuedAt >= a.issuedAt ? b : a) : (a ?? b);
 
 const placeOf = (record: NodeRecord | undefined): Place | undefined =>
   record?.homeRegion === undefined ? undefined : { nodeKey: record.nodeKey, region: record.homeRegion };

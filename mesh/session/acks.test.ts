@@ -11,12 +11,39 @@ describe("AckTracker", () => {
     acks.onPacket(1, 1, false, 101);
     assert.equal(acks.isDue(1, 101), true);
     assert.equal(acks.nextTimeout(), undefined); // it waits for the lane, not for time
-    acks.onSent(1);
+    acks.onSent(1, 0);
     acks.onPacket(3, 1, false, 102);
     assert.equal(acks.isDue(1, 102), true);
-    acks.onSent(1);
+    acks.onSent(1, 0);
     acks.onPacket(4, 1, true, 103);
     assert.equal(acks.isDue(1, 103), true);
+  });
+
+  it("acknowledges large packets by fours, or by twos once the last ACK is a moment old", () => {
+    const acks = new AckTracker();
+    const large = 65_000;
+    acks.onPacket(0, 1, false, 100, large);
+    acks.onPacket(1, 1, false, 100, large);
+    assert.equal(acks.isDue(1, 100), true, "the first two: no ACK has left yet");
+    acks.onSent(1, 100);
+    acks.onPacket(2, 1, false, 100.2, large);
+    acks.onPacket(3, 1, false, 100.2, large);
+    assert.equal(acks.isDue(1, 100.2), false);
+    assert.equal(acks.nextTimeout(), 101, "a sender that waits hears within a millisecond");
+    assert.equal(acks.isDue(1, 101), true);
+    acks.onPacket(4, 1, false, 100.3, large);
+    assert.equal(acks.isDue(1, 100.3), false);
+    acks.onPacket(5, 1, false, 100.3, large);
+    assert.equal(acks.isDue(1, 100.3), true);
+    acks.onSent(1, 100.3);
+    acks.onPacket(6, 1, false, 102, large);
+    assert.equal(acks.nextTimeout(), 102 + MAX_ACK_DELAY_MS, "a lone one waits for company as ever");
+    acks.onPacket(7, 1, false, 102, large);
+    assert.equal(acks.isDue(1, 102), true);
+    acks.onSent(1, 102);
+    acks.onPacket(8, 1, false, 102.1, 4_096);
+    acks.onPacket(9, 1, false, 102.1, 4_096);
+    assert.equal(acks.isDue(1, 102.1), true, "small ones come of a sender that has little under way");
   });
 
   it("answers each lane for the packet that came on it, with the time it waited", () => {

@@ -4,6 +4,13 @@ import { RangeSet } from "./ranges.ts";
 /** A lone packet is acknowledged after this, so that an answer may carry the ACK. */
 export const MAX_ACK_DELAY_MS = 5;
 const ACK_EVERY = 2;
+/**
+ * A large packet is of a sender that has much more under way (lane.ts sizes both by the rate): an ACK for every second
+ * one would cost all three processes more than it tells. So these wait for a fourth, or until the last ACK is this old.
+ */
+const LARGE_BYTES = 32_768;
+const ACK_EVERY_LARGE = 4;
+const ACK_GAP_MS = 1;
 
 interface Pending {
   packets: number;
@@ -22,6 +29,8 @@ export class AckTracker {
   /** Ranges below this are known to the peer (it acknowledged an ACK that had them) and not repeated. */
   #reportFrom = 0;
   readonly #pending = new Map<number, Pending>();
+  /** When the last ACK left, by lane. */
+  readonly #sentAt = new Map<number, number>();
 
   /** Highest packet number received + 1. */
   get nextExpected(): number {
@@ -41,8 +50,9 @@ export class AckTracker {
    *
    * @param lane where its ACK must travel; undefined: it wants none
    * @param isUrgent ask no delay: a PING, a gap
+   * @param bytes of the packet
    */
-  onPacket(number: number, lane: number | undefined, isUrgent: boolean, now: number): void {
+  onPacket(number: number, lane: number | undefined, isUrgent: boolean, now: number, bytes = 0): void {
     const gapBefore = number > this.nextExpected;
     if (number >= this.#floor) {
       this.#received.add(number, number + 1);
@@ -63,7 +73,12 @@ export class AckTracker {
     pending.packets++;
     pending.echo = number;
     pending.echoAt = now;
-    pending.isDue ||= isUrgent || gapBefore || pending.packets >= ACK_EVERY;
+    if (isUrgent || gapBefore || pending.packets >= ACK_EVERY_LARGE) pending.isDue = true;
+    else if (pending.packets >= ACK_EVERY) {
+      const gapEndsAt = (this.#sentAt.get(lane) ?? Number.NEGATIVE_INFINITY) + ACK_GAP_MS;
+      if (bytes < LARGE_BYTES || now >= gapEndsAt) pending.isDue = true;
+      else pending.dueAt = Math.min(pending.dueAt, gapEndsAt);
+    }
     this.#pending.set(lane, pending);
   }
 
@@ -90,8 +105,9 @@ export class AckTracker {
     return { kind: "ack", echo, delayUs: Math.max(Math.round((now - pending.echoAt) * 1_000), 0), ranges };
   }
 
-  onSent(lane: number): void {
+  onSent(lane: number, now: number): void {
     this.#pending.delete(lane);
+    this.#sentAt.set(lane, now);
   }
 
   handleTimeout(now: number): void {
@@ -107,6 +123,7 @@ export class AckTracker {
   moveLane(from: number, to: number | undefined): void {
     const pending = this.#pending.get(from);
     this.#pending.delete(from);
+    this.#sentAt.delete(from);
     if (pending && to !== undefined && !this.#pending.has(to))
       this.#pending.set(to, { ...pending, isDue: true });
   }
@@ -121,6 +138,7 @@ export class AckTracker {
 
   clear(): void {
     this.#pending.clear();
+    this.#sentAt.clear();
     this.#received.clear();
   }
 }

@@ -385,7 +385,8 @@ export class Session {
       this.#receiveFrame(frame, laneId, now);
       if (this.isClosed) return;
     }
-    this.#acks.onPacket(number, isEliciting ? this.#ackLane(laneId) : undefined, isUrgent, now);
+    const ackOn = isEliciting ? this.#ackLane(laneId) : undefined;
+    this.#acks.onPacket(number, ackOn, isUrgent, now, packet.length);
   }
 
   /** The lane an ACK should travel on: where the packet came from, else any in use. */
@@ -529,7 +530,7 @@ export class Session {
     const hasMore = writer.frames > before;
     if (!hasMore && !wantsHello && !(hasAck && ackIsDue)) return undefined;
 
-    if (hasAck) this.#acks.onSent(lane.id);
+    if (hasAck) this.#acks.onSent(lane.id, now);
     const packet = writer.finish();
     const number = this.#nextNumber++;
     if (!hasMore && this.#handshake.state === "acked") return packet; // a bare ACK is not acknowledged itself
@@ -591,11 +592,10 @@ export class Session {
     if (this.#closing) return this.#closing.endsAt;
     if (!this.#handshake.isAccepted) return undefined;
     let earliest = this.#lanes.size > 0 ? this.#acks.nextTimeout() : undefined;
-    const stallAt = this.#liveness.stallAt();
-    if (stallAt !== undefined && (earliest === undefined || stallAt < earliest)) earliest = stallAt;
     const consider = (at: number | undefined): void => {
       if (at !== undefined && (earliest === undefined || at < earliest)) earliest = at;
     };
+    consider(this.#liveness.stallAt());
     for (const lane of this.#lanes.values()) {
       consider(lane.ptoAt);
       consider(this.#recovery.lossTimeout(lane));

@@ -1,7 +1,7 @@
 import assert from "node:assert/strict";
 import { readFileSync } from "node:fs";
 import fc from "fast-check";
-import { fromHex, toHex, utf8 } from "./bytes.ts";
+import { concatBytes, fromHex, toHex, utf8 } from "./bytes.ts";
 import {
   decodeClientInfo,
   decodeFrame,
@@ -144,6 +144,34 @@ describe("DERP frame decoder", () => {
     );
   });
 
+  it("lends each frame until its sink returns: the same frames however the stream is cut, one buffer for large ones", () => {
+    const body = (size: number, fill: number) => new Uint8Array(size).fill(fill);
+    const sent = [40_000, 65_568, 20, 65_568, 16_384, 30_000].map((size, i) => body(size, i + 1));
+    const stream = concatBytes(
+      ...sent.flatMap((bytes) => {
+        const header = new Uint8Array(HEADER_BYTES);
+        writeHeader(header, 0, FRAME.recvPacket, bytes.length);
+        return [header, bytes];
+      }),
+    );
+    fc.assert(
+      fc.property(fc.integer({ min: 1_000, max: 70_000 }), (size) => {
+        const decoder = new FrameDecoder(maxServerBodyBytes, { lends: true });
+        const got: Uint8Array[] = [];
+        const lent = new Set<ArrayBufferLike>();
+        for (let at = 0; at < stream.length; at += size) {
+          const chunk = stream.slice(at, at + size);
+          decoder.push(chunk, (_type, buffer, start, end) => {
+            got.push(buffer.slice(start + HEADER_BYTES, end));
+            if (buffer.buffer !== chunk.buffer && end - start > 16_384) lent.add(buffer.buffer);
+          });
+        }
+        assert.deepEqual(got, sent);
+        assert.ok(lent.size <= 1, "frames that were cut lay in one buffer");
+      }),
+      { numRuns: 50 },
+    );
+  });
   it("yields the same frames byte by byte", () => {
     fc.assert(
       fc.property(fc.array(anyFrame, { maxLength: 4 }), (frames) =>
@@ -259,6 +287,7 @@ describe("DERP ClientInfo and ServerInfo (ClientInfoUnmarshal)", () => {
       isProber: true,
       appName: "x",
       peerGoneForAll: true,
+      ticket: "AQID",
     };
     assert.deepEqual(decodeClientInfo(encodeClientInfo(info)), info);
     const server = { version: 2, tokenBucketBytesPerSecond: 5, tokenBucketBytesBurst: 6 };

@@ -28,7 +28,7 @@
 // No error frame exists: a side that finds the other breaking the protocol closes the connection.
 //
 // ClientInfo JSON: meshKey (omitted when unset), version, CanAckPings, IsProber, AppName, and our own
-// PeerGoneForAll (see ClientInfo). ServerInfo JSON: version, TokenBucketBytesPerSecond, TokenBucketBytesBurst.
+// PeerGoneForAll and Ticket (see ClientInfo). ServerInfo JSON: version, TokenBucketBytesPerSecond, TokenBucketBytesBurst.
 // Names are matched without regard to case; unknown ones are ignored.
 import { fromUtf8, utf8 } from "./bytes.ts";
 import { WireError } from "./errors.ts";
@@ -129,6 +129,9 @@ export type FrameSink = (type: number, buffer: Uint8Array, start: number, end: n
 const EMPTY = new Uint8Array();
 /** What a cut frame reserves, as a multiple of what has come of it: a header alone reserves nothing. */
 const GROWTH = 4;
+/** From here on a decoder that lends its frames keeps one buffer for all that were cut. */
+const LENT_FROM_BYTES = 16_384;
+const LENT_BYTES = HEADER_BYTES + KEY_BYTES + MAX_PACKET_BYTES;
 
 /**
  * Cuts a byte stream into frames. Frames that lie whole in a chunk are handed out where they lie; only one that was
@@ -141,9 +144,16 @@ export class FrameDecoder {
   #partial: Uint8Array = EMPTY;
   #have = 0;
   #want = 0;
+  readonly #lends: boolean;
+  #lent: Uint8Array | undefined;
 
-  constructor(maxBodyBytes: (type: number) => number) {
+  /**
+   * `lends`: a frame is its sink's only until that returns. Most of what a bulk transfer receives was cut, and a buffer
+   * for each costs as much as decrypting it.
+   */
+  constructor(maxBodyBytes: (type: number) => number, { lends = false }: { lends?: boolean } = {}) {
     this.#maxBodyBytes = maxBodyBytes;
+    this.#lends = lends;
   }
 
   /** Bytes held of an unfinished frame. */
@@ -203,7 +213,9 @@ export class FrameDecoder {
       // Growth by a factor keeps copying linear, and a large frame is seldom copied twice; never beyond the frame, so
       // a finished one is exactly its buffer.
       const limit = this.#want === 0 ? HEADER_BYTES : this.#want;
-      const grown = new Uint8Array(Math.min(limit, Math.max(GROWTH * need, 256)));
+      const isLent = this.#lends && limit >= LENT_FROM_BYTES && limit <= LENT_BYTES;
+      if (isLent) this.#lent ??= new Uint8Array(LENT_BYTES);
+      const grown = isLent ? this.#lent! : new Uint8Array(Math.min(limit, Math.max(GROWTH * need, 256)));
       grown.set(this.#partial.subarray(0, this.#have));
       this.#partial = grown;
     }
@@ -412,6 +424,11 @@ export interface ClientInfo {
    * answers only path-discovery messages, as other servers do (they ignore the field).
    */
   peerGoneForAll?: boolean;
+  /**
+   * Ours: the relay ticket in base64, where the upgrade request had to leave before there was one; other servers ignore
+   * the field. Who has it at the upgrade says it there.
+   */
+  ticket?: string;
 }
 
 export interface ServerInfo {
@@ -431,6 +448,7 @@ export function encodeClientInfo(info: ClientInfo): Uint8Array {
       IsProber: info.isProber || undefined,
       AppName: info.appName || undefined,
       PeerGoneForAll: info.peerGoneForAll || undefined,
+      Ticket: info.ticket || undefined,
     }),
   );
 }
@@ -453,6 +471,7 @@ export function decodeClientInfo(json: Uint8Array): ClientInfo {
     isProber: field("IsProber", "boolean") ?? false,
     appName: field("AppName", "string") ?? "",
     peerGoneForAll: field("PeerGoneForAll", "boolean") ?? false,
+    ticket: field("Ticket", "string"),
   };
 }
 

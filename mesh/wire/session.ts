@@ -623,3 +623,12 @@ export function peekHello(bytes: Uint8Array): Hello | undefined {
 export function peekTag(bytes: Uint8Array): number | undefined {
   return bytes.length < 5 ? undefined : new ByteReader(bytes).u32();
 }
+
+/** Whether a packet says CLOSE and nothing else, of whatever session. Never throws. */
+export function isClosePacket(bytes: Uint8Array): boolean {
+  try {
+    return readHeader(new ByteReader(bytes)).number === CLOSE_NUMBER;
+  } catch {
+    return false; // cut off within its number
+  }
+}
