@@ -16,6 +16,7 @@ import type { Peer } from "../../agent/streams.ts";
 import { collectSession, memoryLogger, servicePair } from "../../agent/testing.ts";
 import { decodeHeader, type SessionHeader } from "../../mesh/wire/channel.ts";
 import { CallbackMetadata, decodeMetadata } from "../../mesh/wire/forward.ts";
+import { freePort } from "../../test/e2e/outage.ts";
 import { CliError } from "../errors.ts";
 import type { ServerConnection } from "./connection.ts";
 import { knownHostsLine, loadHostKey } from "./hostkey.ts";
@@ -338,14 +339,16 @@ describe("the SSH server behind `coder ssh --stdio`", function () {
   });
 
   it("logs in and takes input while the workspace is not reached yet", async () => {
-    let reached: (connection: ServerConnection) => void = () => {};
+    let reached: ((connection: ServerConnection) => void) | undefined;
     lab.connection = () =>
       new Promise((resolve) => {
         reached = resolve;
       });
     const running = lab.ssh("cat; echo $A", ["-o", "SetEnv=A=b"], Buffer.from("early\n"));
+    await until(() => reached !== undefined);
+    // For the login and the input to come first.
     await new Promise((resolve) => setTimeout(resolve, 150));
-    reached(lab.agent());
+    reached?.(lab.agent());
     const done = await running;
     assert.equal(done.stdout.toString(), "early\nb\n");
   });
@@ -472,15 +475,6 @@ describe("the SSH server behind `coder ssh --stdio`", function () {
         await once(socket, "close");
         return Buffer.concat(chunks);
       }
-    }
-
-    async function freePort(): Promise<number> {
-      const server = net.createServer().listen(0, "127.0.0.1");
-      await once(server, "listening");
-      const { port } = server.address() as AddressInfo;
-      server.close();
-      await once(server, "close");
-      return port;
     }
 
     /** Runs `use` while `ssh -N ARGS` is up. */

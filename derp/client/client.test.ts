@@ -264,6 +264,32 @@ describe("DERP client", () => {
     });
   });
 
+  it("sends a packet in pieces as one, wherever it is cut, and refuses one that is too large", async () => {
+    relay = await startRelay();
+    const { client, key, packets } = await relay.client();
+    const cuts = [
+      [0],
+      [5],
+      [16, 65_000, 16],
+      [4_000, 96, 1, 4_097],
+      [65_536, 0],
+      [0, 0, 3],
+      [1, 20_000, 20_000],
+    ];
+    for (const sizes of cuts)
+      assert.ok(
+        client.sendPieces(
+          key,
+          sizes.map((size, i) => new Uint8Array(size).fill(i + 1)),
+        ),
+      );
+    for (const sizes of cuts) {
+      const { data } = await packets.take();
+      assert.deepEqual(Buffer.from(data), Buffer.concat(sizes.map((size, i) => Buffer.alloc(size, i + 1))));
+    }
+    assert.throws(() => client.sendPieces(key, [new Uint8Array(65_536), new Uint8Array(1)]), RangeError);
+  });
+
   describe("over WebSocket", () => {
     it("carries packets of all sizes, in order", async () => {
       relay = await startRelay();

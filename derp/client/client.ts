@@ -49,10 +49,14 @@ export interface DerpClientOptions extends Omit<DialOptions, "url" | "signal"> {
   fastStart?: boolean;
   /** DERP over WebSocket, where nothing else passes. */
   webSocket?: boolean;
+  /** What a `packet` event hands out is valid only until its listeners return; cheaper for bulk. */
+  lendsPackets?: boolean;
+  /** The relay ticket in base64, for where the upgrade was asked for before it was there; `headers` say it otherwise. */
+  ticket?: string;
 }
 
 export interface DerpClientEvents {
-  /** `src`: 32 bytes. Both belong to the listener. */
+  /** `src`: 32 bytes. Both belong to the listener, unless `lendsPackets` is set. */
   packet: [packet: { src: Uint8Array; data: Uint8Array }];
   peerGone: [gone: { key: Uint8Array; reason: number }];
   /** The relay proved its key and registered us; later than `connect` resolves, by one round trip. */
@@ -90,6 +94,8 @@ export class DerpClient extends EventEmitter<DerpClientEvents> {
   #tcp: Socket | undefined;
   #family: 4 | 6 | undefined;
   #fast = false;
+  /** Said in our half of the handshake. */
+  #ticket: string | undefined;
   #bucket: TokenBucket | undefined;
   #drainTimer: NodeJS.Timeout | undefined;
   #protocol: ClientProtocol | undefined;
@@ -168,8 +174,9 @@ export class DerpClient extends EventEmitter<DerpClientEvents> {
     if (signal?.aborted) onAbort();
     signal?.addEventListener("abort", onAbort);
     try {
-      const { socket, relayKey, family } = await dialRelay({
+      const { socket, relayKey, family, isRequested } = await dialRelay({
         ...this.#options,
+        early: this.#options.webSocket ? undefined : this.#options.early,
         url: this.url,
         signal: deadline.signal,
       });
@@ -180,6 +187,12 @@ export class DerpClient extends EventEmitter<DerpClientEvents> {
         const { openWebSocket } = await import("./websocket.ts");
         const stream = await openWebSocket(socket, this.url, this.#options.headers ?? {}, deadline.signal);
         await this.#handshake(stream, undefined, undefined, undefined, deadline.signal);
+        return;
+      }
+      if (isRequested) {
+        this.#ticket = this.#options.ticket;
+        const answer = new UpgradeAnswer(this.url.origin, false);
+        await this.#handshake(socket, undefined, answer, undefined, deadline.signal);
         return;
       }
       const fast = this.#options.fastStart ?? true;
@@ -325,8 +338,8 @@ export class DerpClient extends EventEmitter<DerpClientEvents> {
   }
 
   /**
-   * Greeting and our ClientInfo. `request`, `answer`: of the upgrade, unless `socket` has it behind it. `serverKey`: of
-   * the relay, when known.
+   * Greeting and our ClientInfo. `request`: asks for the upgrade, unless that was done; `answer`: reads what is said to
+   * it, unless `socket` has that behind it. `serverKey`: of the relay, when known.
    */
   #handshake(
     socket: Duplex,
@@ -368,6 +381,7 @@ export class DerpClient extends EventEmitter<DerpClientEvents> {
           canAckPings: true,
           appName: this.#options.appName,
           peerGoneForAll: true,
+          ticket: this.#ticket,
         },
         randomBytes(NONCE_BYTES),
         {
@@ -394,6 +408,7 @@ export class DerpClient extends EventEmitter<DerpClientEvents> {
           onHealth: (problem) => this.emit("health", problem),
           onRestarting: (reconnectInMs, tryForMs) => this.emit("restarting", { reconnectInMs, tryForMs }),
         },
+        { lends: this.#options.lendsPackets },
       );
       socket.on("error", (cause) => fail(isRelayError(cause) ? cause : lost(cause)));
       socket.on("end", () => fail(this.#confirmed ? undefined : closedEarly()));

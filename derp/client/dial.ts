@@ -34,6 +34,8 @@ export interface Dialled {
   family: 4 | 6 | undefined;
   /** The relay's key, told by its certificates: fast start is possible, since TLS ends at the relay itself. */
   relayKey: Uint8Array | undefined;
+  /** The upgrade was asked for already, by the ordinary request without a ticket; its answer comes next. */
+  isRequested?: boolean;
 }
 
 /** How long IPv4 waits where IPv6 is known to work. */

@@ -67,6 +67,7 @@ describe("a connection begun early", () => {
     await first.connect();
     assert.ok((await first.ping()) > 0);
     assert.equal(came.length, 1);
+    assert.equal(first.fastStarted, false); // its request was on the way before the relay's key could be known
     const second = client(early);
     await second.connect();
     assert.ok((await second.ping()) > 0);

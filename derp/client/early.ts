@@ -1,6 +1,9 @@
-// A connection begun before it is known what for. A command's relay is nearly always the one of the server it belongs to,
-// so TCP and TLS go on while the coordinator still looks the workspace up: one round trip less, with TLS two.
+// A connection to a relay begun before it is known whether it will be needed. A command's relay is nearly always the one of
+// the server it belongs to, so TCP, TLS and the upgrade go on while the coordinator still looks the workspace up: two
+// round trips less, with TLS three. The request is the ordinary one, so nothing in between need understand more than
+// before; the ticket, which is not there yet, follows in ClientInfo.
 import { type Dialled, type DialOptions, dialRelay } from "./dial.ts";
+import { upgradeRequest } from "./upgrade.ts";
 
 /** Servers end connections on which nothing is asked; and whoever waits longer than that waits for something else. */
 const KEPT_MS = 5_000;
@@ -17,18 +20,19 @@ export interface EarlyDial {
   close(): void;
 }
 
-/** Begins to connect to where `accessUrl` is. `given`: as dialRelay's, for what else it needs to get there. */
+/** Begins to connect to the relay at `accessUrl`. `given`: as dialRelay's, for what else it needs to get there. */
 export function earlyDial(
   accessUrl: string | URL,
   given: Pick<DialOptions, "environment"> & { keptMs?: number } = {},
 ): EarlyDial {
-  const url = new URL(accessUrl);
+  const url = new URL("/derp", accessUrl);
   const { environment, keptMs = KEPT_MS } = given;
   const giveUp = new AbortController();
   const dialling = dialRelay({ environment, url, signal: giveUp.signal }).then(
     (dialled) => {
       dialled.socket.on("error", () => undefined); // nobody may listen yet
-      return dialled;
+      dialled.socket.write(upgradeRequest(url, {}, false));
+      return { ...dialled, isRequested: true };
     },
     () => undefined, // whoever dials anew hears why
   );
@@ -70,7 +74,7 @@ function isSamePlace(
   url: URL,
   { url: wanted, address, addresses, certName, insecure, ca }: DialOptions,
 ): boolean {
-  if (wanted.origin !== url.origin || address || certName || insecure || ca) return false;
+  if (wanted.href !== url.href || address || certName || insecure || ca) return false;
   const host = url.hostname.replace(/^\[|\]$/g, "");
   // An address that the map gives beside a name may be another machine's.
   const rules = addresses ? [addresses.v4, addresses.v6] : [];

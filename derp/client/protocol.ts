@@ -25,7 +25,7 @@ export interface ProtocolEvents {
   onSendable(serverKey: Uint8Array): void;
   /** The relay proved its key and has registered us. */
   onConfirmed(info: ServerInfo): void;
-  /** Both are views of what was received, not used again by us. */
+  /** Both are views of what was received; not used again by us, unless `lends` was asked for. */
   onPacket(src: Uint8Array, data: Uint8Array): void;
   onPeerGone(key: Uint8Array, reason: number): void;
   onPong(data: Uint8Array): void;
@@ -44,20 +44,27 @@ export class ClientProtocol {
   #info: ClientInfo;
   #nonce: Uint8Array;
   #events: ProtocolEvents;
-  #decoder = new FrameDecoder(maxServerBodyBytes);
+  #decoder: FrameDecoder;
   #serverKey: Uint8Array | undefined;
   #shared: Uint8Array | undefined;
   #confirmed = false;
   #closed = false;
   #frames = 0;
 
-  /** `nonce`: 24 random bytes, used once. */
-  constructor(keys: KeyPair, info: ClientInfo, nonce: Uint8Array, events: ProtocolEvents) {
+  /** `nonce`: 24 random bytes, used once. `lends`: a packet is valid only until onPacket returns. */
+  constructor(
+    keys: KeyPair,
+    info: ClientInfo,
+    nonce: Uint8Array,
+    events: ProtocolEvents,
+    { lends = false }: { lends?: boolean } = {},
+  ) {
     if (nonce.length !== NONCE_BYTES) throw new RangeError("the nonce is 24 bytes");
     this.#keys = keys;
     this.#info = info;
     this.#nonce = nonce;
     this.#events = events;
+    this.#decoder = new FrameDecoder(maxServerBodyBytes, { lends });
   }
 
   /** Whole frames read: a relay that trickles bytes but ends no frame is as good as silent. */

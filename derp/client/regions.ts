@@ -392,6 +392,7 @@ export class RelayClient implements Relay {
       certName: node.CertName,
       insecure: node.InsecureForTests,
       serverKey: nodeKey(node),
+      lendsPackets: true,
       fastStart: link.fastStart,
       webSocket: forceWebSockets || link.webSocket !== undefined,
       headers: {
@@ -400,6 +401,7 @@ export class RelayClient implements Relay {
         ...(node !== ideal && { "Ideal-Node": ideal.Name }),
         ...(bearer && { "Derp-Ticket": bearer }),
       },
+      ticket: bearer,
       privateKey,
       ca,
       appName,

@@ -55,7 +55,8 @@ export class RegionsLab {
       gone: new Inbox(),
       states: [],
     };
-    node.relay.onPacket = (packet) => node.packets.push(packet);
+    node.relay.onPacket = ({ src, region, data }) =>
+      node.packets.push({ src: src.slice(), region, data: data.slice() }); // they are only lent
     node.relay.onPeerGone = (peer, region, reason) => node.gone.push({ peer, region, reason });
     node.relay.onState = ({ region, connected }) =>
       node.states.push(`${region} ${connected ? "up" : "down"}`);

@@ -136,6 +136,11 @@ export class Connection {
     if (this.state !== "closed") this.#socket.on("data", (chunk: Uint8Array) => this.#read(chunk));
   }
 
+  /** Base64 of the relay ticket it came with, at the upgrade or in ClientInfo. */
+  get ticket(): string | undefined {
+    return this.origin.ticket ?? this.#info?.ticket;
+  }
+
   get queuedBytes(): number {
     return this.#outlet.queuedBytes;
   }

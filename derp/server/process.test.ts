@@ -8,6 +8,7 @@ import https from "node:https";
 import type { AddressInfo } from "node:net";
 import { tmpdir } from "node:os";
 import path from "node:path";
+import { PassThrough } from "node:stream";
 import { fileURLToPath } from "node:url";
 import { toHex, utf8 } from "../../mesh/wire/bytes.ts";
 import { encodeFrame } from "../../mesh/wire/derp.ts";
@@ -225,6 +226,26 @@ describe("relay in its own process", function () {
     await Promise.all(raws.map(({ closed }) => closed));
     assert.equal(relay.handovers, 0);
     await join();
+  });
+
+  it("a TLS connection that ends while it is passed on leaves no socket behind", async () => {
+    await start();
+    await relay.ready;
+    const sockets = () => process.getActiveResourcesInfo().filter((kind) => kind === "TCPSocketWrap").length;
+    const before = sockets();
+    const request = { method: "GET", url: "/derp", headers: {}, socket: {} };
+    for (let i = 0; i < 20; i++) {
+      const socket = new PassThrough();
+      relay.handleUpgrade(request, socket, new Uint8Array());
+      if (i % 2) socket.destroy();
+      else setImmediate(() => socket.destroy());
+    }
+    await until(() => sockets() > before);
+    const giveUpAt = performance.now() + 10_000;
+    await until(() => sockets() <= before || performance.now() > giveUpAt);
+    assert.ok(sockets() <= before, `${sockets() - before} sockets are left`);
+    const { values } = (await relay.metrics()).find(({ name }) => name === "process_piped")!;
+    assert.equal(values[0].value, 0);
   });
 
   it("without a program to start, the relay serves in its server's process, and closes", async () => {

@@ -512,7 +512,10 @@ export class RelayProcess implements RelayService {
       };
       socket.on("error", end).on("close", end);
       near.on("error", end).on("close", end);
-      if (socket.destroyed) return end();
+      if (socket.destroyed) {
+        far.destroy(); // nobody reads it, so it would never notice that the other end is gone
+        return end();
+      }
       this.#sendSocket(request, far, head);
       socket.pipe(near);
       near.pipe(socket);

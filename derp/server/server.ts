@@ -485,7 +485,8 @@ export class DerpServer implements RelayService {
   }
 
   #admitted(connection: Connection): boolean | Promise<boolean> {
-    const { remoteAddress, headers, ticket } = connection.origin;
+    const { remoteAddress, headers } = connection.origin;
+    const { ticket } = connection;
     const key = connection.key!;
     const address = addressGroup(remoteAddress);
     const verdict = this.#admissions.admit({ key, ticket, address }, this.#nowMs(), performance.now());

@@ -61,7 +61,11 @@ class NativeCipher implements TransportCipher {
     const body = cipher.update(plaintext);
     const paddingBytes = paddedBytes - plaintext.length;
     const tail = Buffer.allocUnsafe(paddingBytes + TAG_BYTES);
-    if (paddingBytes > 0) tail.set(cipher.update(ZEROS.subarray(0, paddingBytes)));
+    if (paddingBytes > 0) {
+      const zeros =
+        paddingBytes <= ZEROS.length ? ZEROS.subarray(0, paddingBytes) : new Uint8Array(paddingBytes);
+      tail.set(cipher.update(zeros));
+    }
     cipher.final();
     tail.set(cipher.getAuthTag(), paddingBytes);
     return [body, tail];

@@ -3,16 +3,14 @@ import type { LivenessNews } from "../session/liveness.ts";
 import { fromBase64, toBase64 } from "../wire/bytes.ts";
 import {
   CLOSE_CODES,
-  CLOSE_NUMBER,
   type CloseName,
   encodeClosePacket,
+  isClosePacket,
   MAX_PACKET_BYTES,
   peekHello,
   peekTag,
-  readHeader,
 } from "../wire/session.ts";
 import type { Grant, VerifySignature } from "../wire/signed.ts";
-import { ByteReader } from "../wire/varint.ts";
 import { type DeviceOutput, WireGuardDevice } from "../wireguard/device.ts";
 import { Admission, isUnrenewed } from "./admission.ts";
 import { markHeapAtOnce } from "./collector.ts";
@@ -22,7 +20,7 @@ import { nodeCrypto } from "./crypto.ts";
 import { Dialer, type DialerHost, MAX_RESUME_WINDOW_MS, type Place } from "./dialer.ts";
 import { describeHoldings, describeSession, type NodeHoldings, type SessionInfo } from "./info.ts";
 import { type LinkHost, SessionLink } from "./link.ts";
-import { type Peer, Peers, type PeersHost } from "./peers.ts";
+import { NO_LANE, type Peer, Peers, type PeersHost } from "./peers.ts";
 import type { Relay } from "./relay.ts";
 import { memoryLimitBytes, type Runtime, systemRuntime, type Timer } from "./runtime.ts";
 import { type CallbackHandler, Doors, type Refusal, Services, type StreamHandler } from "./services.ts";
@@ -142,7 +140,7 @@ export class MeshNode implements LinkHost, DialerHost, PeersHost {
     );
     this.#dialer = new Dialer(this, coordinator);
     this.#admission = new Admission(coordinator, options.verify);
-    this.#peers = new Peers(this, relay);
+    this.#peers = new Peers(this, relay, options.role === "agent");
     this.#sleep = new SleepDetector(SWEEP_MS, this.#clocks());
     relay.onPacket = ({ src, region, data }) => {
       if (this.#closed) return;
@@ -467,7 +465,11 @@ export class MeshNode implements LinkHost, DialerHost, PeersHost {
         break;
       case "established": {
         const peer = this.#peers.get(toBase64(output.peer));
-        if (peer) for (const link of peer.links.values()) this.schedule(link);
+        for (const link of peer?.links.values() ?? []) {
+          // What it waits for was sealed with keys the peer lost; its own timers may be far apart by now.
+          if (link.session.isStalled) link.session.ping(this.now());
+          this.schedule(link);
+        }
         break;
       }
       case "handshake-failed":
@@ -490,7 +492,7 @@ export class MeshNode implements LinkHost, DialerHost, PeersHost {
     let link = peer?.links.get(tag);
     if (!link) {
       // An answer to CLOSE would be answered by one who does not know the session either, for ever.
-      if (isClose(packet)) return;
+      if (isClosePacket(packet)) return;
       if (this.#options.role !== "agent" || !peekHello(packet))
         return this.#refuse(key, tag, region, "unknownSession");
       if (this.#closing) return this.#refuse(key, tag, region, "shutdown");
@@ -506,11 +508,8 @@ export class MeshNode implements LinkHost, DialerHost, PeersHost {
       this.#peers.add(peer, tag, link);
     }
     if (!peer) return;
-    // Authenticated, so this is where the peer is now.
-    peer.absences = 0;
-    this.#peers.move(peer, region);
-    this.#peers.addLane(peer);
-    link.receive(packet, peer.lane as number);
+    this.#peers.onHeard(peer, region);
+    link.receive(packet, peer.lane ?? NO_LANE);
   }
 
   /** Answers a packet of a session nobody here knows, so that its sender need not find out by silence. */
@@ -644,7 +643,7 @@ export class MeshNode implements LinkHost, DialerHost, PeersHost {
   #forget(link: SessionLink): void {
     this.runtime.clearTimer(link.timer);
     const peer = this.#peers.remove(link);
-    if (peer) this.#device.removePeer(peer.key);
+    if (peer) this.#device.dismissPeer(peer.key, this.now());
   }
 
   /** Looks for what no packet announces: silent peers, agents that left, permissions that ran out, sleep. */
@@ -690,14 +689,6 @@ export class MeshNode implements LinkHost, DialerHost, PeersHost {
 
   #pathOf(link: SessionLink): PathInfo {
     return { kind: "relay", region: this.#peers.of(link)?.region ?? 0 };
-  }
-}
-
-function isClose(packet: Uint8Array): boolean {
-  try {
-    return readHeader(new ByteReader(packet)).number === CLOSE_NUMBER;
-  } catch {
-    return false; // cut off within its number
   }
 }
 

@@ -16,6 +16,9 @@ const ABSENT_RETRY_MS = [
 /** Retries of many nodes must not come at once. */
 const RETRY_JITTER = 0.25;
 
+/** No lane has this number: a packet that came while there was none to its sender. */
+export const NO_LANE = 0;
+
 /** A remote node: its key, the relay region it is heard in, and the sessions held with it. */
 export interface Peer {
   readonly key: Uint8Array;
@@ -26,6 +29,8 @@ export interface Peer {
   lane: number | undefined;
   /** By tag. */
   readonly links: Map<number, SessionLink>;
+  /** A connection to its region is being made, with which it gets a lane. */
+  isConnecting: boolean;
   /** How often in a row the relay did not have the peer, and when it is tried again. */
   absences: number;
   retry: Timer | undefined;
@@ -47,13 +52,16 @@ export class Peers {
   readonly #relay: Relay;
   readonly #peers = new Map<string, Peer>();
   #linkCount = 0;
-  #nextLane = 1;
+  readonly #followsPeers: boolean;
+  #nextLane = NO_LANE + 1;
   #isClosed = false;
   #lastFound: Peer | undefined;
 
-  constructor(host: PeersHost, relay: Relay) {
+  /** @param followsPeers an agent: it goes where its clients are heard, at once */
+  constructor(host: PeersHost, relay: Relay, followsPeers: boolean) {
     this.#host = host;
     this.#relay = relay;
+    this.#followsPeers = followsPeers;
   }
 
   /** Sessions with all peers together. */
@@ -95,6 +103,7 @@ export class Peers {
         region,
         lane: undefined,
         links: new Map(),
+        isConnecting: false,
         absences: 0,
         retry: undefined,
       };
@@ -123,6 +132,7 @@ export class Peers {
   addLane(peer: Peer): void {
     const isNew = peer.lane === undefined;
     if (isNew) this.#host.runtime.clearTimer(peer.retry);
+    peer.isConnecting = false;
     peer.lane ??= this.#nextLane++;
     const { lane } = peer;
     if (isNew) this.#host.onLane(peer);
@@ -142,18 +152,34 @@ export class Peers {
     peer.lane = undefined;
   }
 
-  /** The peer is heard, or said to be, in another region. */
+  /**
+   * An authentic packet came over `region`, so the peer is there. A client that has a way to it, or is making one, stays:
+   * two that follow each other change places for ever, and lose each time what is under way.
+   */
+  onHeard(peer: Peer, region: number): void {
+    peer.absences = 0;
+    if (region !== peer.region) {
+      if (!this.#followsPeers && (peer.lane !== undefined || peer.isConnecting)) return;
+      this.move(peer, region);
+    }
+    this.addLane(peer);
+  }
+
+  /** The peer is in another region: heard there, or said to be. */
   move(peer: Peer, region: number): void {
     if (peer.region === region) return;
     this.dropLane(peer);
     peer.region = region;
     peer.absences = 0;
     this.#host.onMoved(peer);
+    peer.isConnecting = true;
     this.#relay.connect(region).then(
       () => {
         if (this.#isCurrent(peer, region)) this.addLane(peer);
       },
-      () => undefined, // told through onState
+      () => {
+        if (this.#isCurrent(peer, region)) peer.isConnecting = false; // told through onState
+      },
     );
   }
 

@@ -1,6 +1,6 @@
 // What a node needs of relays. The relay client in derp/ satisfies it; mesh/ knows no relay itself.
 
-/** One packet that came through the relay of `region`; `data` belongs to the receiver. */
+/** One packet that came through the relay of `region`. Valid until `onPacket` returns: its memory is used again. */
 export interface RelayPacket {
   /** Node key of the sender, 32 bytes: the relay vouches for it, the session must prove it. */
   src: Uint8Array;

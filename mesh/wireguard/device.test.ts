@@ -1,7 +1,7 @@
 import assert from "node:assert/strict";
 import fc from "fast-check";
 import { nodeCrypto } from "../node/crypto.ts";
-import { fromUtf8, toHex, utf8 } from "../wire/bytes.ts";
+import { concatBytes, fromUtf8, toHex, utf8 } from "../wire/bytes.ts";
 import { MAX_PLAINTEXT_BYTES } from "../wire/wireguard.ts";
 import { MacWriter } from "./cookie.ts";
 import { WireGuardError } from "./crypto.ts";
@@ -76,6 +76,30 @@ describe("WireGuard device: handshake", () => {
     const event = agent.events.at(-1)!;
     assert.ok(event.kind === "packet" && event.packet.length === 32 && event.from === client.source);
     assert.equal(toHex(event.peer), toHex(client.device.publicKey));
+  });
+
+  it("seals in pieces what seals whole: the peer opens them joined, counters and deadlines go on", () => {
+    const { net, client, agent } = connected();
+    const { publicKey } = agent.device;
+    const { sent } = client.device.counters;
+    for (const size of [1, 16, 8_191, MAX_PLAINTEXT_BYTES]) {
+      const plaintext = new Uint8Array(size).fill(size);
+      const pieces = client.device.sealPieces(publicKey, plaintext, net.now)!;
+      const whole = client.device.seal(publicKey, plaintext, net.now)!;
+      assert.equal(concatBytes(...pieces).length, whole.length);
+      for (const message of [concatBytes(...pieces), whole]) {
+        agent.device.receive(message, HERE, net.now, EPOCH_MS);
+        const [output] = agent.device.takeOutputs();
+        assert.ok(output.kind === "packet");
+        assert.equal(toHex(output.packet.subarray(0, size)), toHex(plaintext));
+        assert.ok(output.packet.slice(size).every((byte) => byte === 0));
+      }
+    }
+    assert.equal(client.device.counters.sent, sent + 8);
+    assert.equal(agent.device.counters.replayedPackets, 0);
+    const tooLarge = new Uint8Array(MAX_PLAINTEXT_BYTES + 1);
+    assert.throws(() => client.device.sealPieces(publicKey, tooLarge, net.now), WireGuardError);
+    assert.equal(client.device.sealPieces(new Uint8Array(32).fill(9), tooLarge, net.now), undefined);
   });
 
   it("needs no keepalive when data follows at once", () => {
@@ -550,5 +574,44 @@ describe("WireGuard device: what its caller does wrong", () => {
     assert.deepEqual(client.device.size, { peers: 0, unadmitted: 0, indices: 0 });
     assert.equal(client.device.seal(agent.device.publicKey, utf8("x"), net.now), undefined);
     client.device.removePeer(agent.device.publicKey);
+  });
+
+  it("a node that is dismissed keeps the handshake it has begun anew, as a stranger, and nothing else", () => {
+    const { net, client, agent } = connected();
+    agent.device.admit(client.device.publicKey);
+    client.device.removePeer(agent.device.publicKey);
+    const now = net.now + 1_000;
+    client.device.initiate(agent.device.publicKey, now, EPOCH_MS + now);
+    agent.device.receive(messagesOf(client.device.takeOutputs())[0], HERE, now, EPOCH_MS + now);
+    const [response] = messagesOf(agent.device.takeOutputs());
+    agent.device.dismissPeer(client.device.publicKey, now);
+    assert.deepEqual(agent.device.size, { peers: 1, unadmitted: 1, indices: 1 });
+    client.device.receive(response, HERE, now, EPOCH_MS + now);
+    client.device.takeOutputs();
+    const data = client.device.seal(agent.device.publicKey, utf8("hello"), now)!;
+    agent.device.receive(data, HERE, now, EPOCH_MS + now);
+    assert.deepEqual(kinds(agent.device.takeOutputs()), ["established", "packet"]);
+    agent.device.handleTimeout(now + UNADMITTED_MS, EPOCH_MS);
+    assert.deepEqual(agent.device.size, { peers: 0, unadmitted: 0, indices: 0 });
+  });
+
+  it("a node that is dismissed and has begun nothing is forgotten whole", () => {
+    const { net, client, agent } = connected();
+    agent.device.dismissPeer(client.device.publicKey, net.now);
+    assert.deepEqual(agent.device.size, { peers: 0, unadmitted: 0, indices: 0 });
+  });
+
+  it("a stranger that begins again has its ten seconds again", () => {
+    const { client, agent } = setup();
+    const knock = (now: number): void => {
+      client.device.initiateAnew(agent.device.publicKey, now, EPOCH_MS + now);
+      agent.device.receive(messagesOf(client.device.takeOutputs())[0], HERE, now, EPOCH_MS + now);
+    };
+    knock(0);
+    knock(UNADMITTED_MS - 10);
+    agent.device.handleTimeout(UNADMITTED_MS + 10, EPOCH_MS);
+    assert.equal(agent.device.size.unadmitted, 1);
+    agent.device.handleTimeout(2 * UNADMITTED_MS, EPOCH_MS);
+    assert.equal(agent.device.size.peers, 0);
   });
 });

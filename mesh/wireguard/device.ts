@@ -203,6 +203,24 @@ export class WireGuardDevice {
     if (this.#lastFound === peer) this.#lastFound = undefined;
   }
 
+  /**
+   * Forgets what there was with a node. Where unknown nodes are accepted, a handshake that it began meanwhile and we
+   * have answered stays, as a stranger's: it is about to use those keys, and would take 15 s to doubt them.
+   */
+  dismissPeer(publicKey: Uint8Array, now: number): void {
+    const peer = this.#find(publicKey);
+    if (!peer?.next || !this.#acceptUnknown) return this.removePeer(publicKey);
+    for (const pair of peer.keypairs()) if (pair !== peer.next) this.#indices.delete(pair.localIndex);
+    peer.dropKeys(peer.next);
+    this.#endAttempt(peer);
+    if (peer.unadmitted) return;
+    const source = { key: mapKey(publicKey) };
+    this.#makeRoomFor(source);
+    peer.unadmitted = { sourceKey: source.key, untilAt: now + UNADMITTED_MS };
+    this.#unadmitted.add(peer);
+    this.#wake(peer.nextAt());
+  }
+
   /** What is held now; all of it bounded by maxPeers. */
   get size(): { peers: number; unadmitted: number; indices: number } {
     return { peers: this.#peers.size, unadmitted: this.#unadmitted.size, indices: this.#indices.size };
@@ -294,11 +312,7 @@ export class WireGuardDevice {
     for (const peer of this.#peers.values()) {
       const hadKeys = peer.current !== undefined;
       for (const pair of peer.keypairs()) this.#indices.delete(pair.localIndex);
-      peer.current = undefined;
-      peer.previous = undefined;
-      peer.next = undefined;
-      peer.doubtAt = undefined;
-      peer.keepaliveAt = undefined;
+      peer.dropKeys();
       if (!hadKeys && !peer.attempt) continue;
       this.#endAttempt(peer);
       if (!peer.unadmitted) this.#startAttempt(peer, now, wallClockMs);
@@ -435,6 +449,8 @@ export class WireGuardDevice {
     }
     if (peer.next) this.#indices.delete(peer.next.localIndex);
     peer.next = this.#newKeypair(peer, written.keys, sender, false, now);
+    // The time it is given to show what lets it in begins with each answer.
+    if (peer.unadmitted) peer.unadmitted.untilAt = now + UNADMITTED_MS;
     this.#wake(peer.nextAt());
     const response = encodeResponse({
       sender: peer.next.localIndex,

@@ -71,6 +71,15 @@ export class Peer {
     return [this.current, this.previous, this.next].filter((pair) => pair !== undefined);
   }
 
+  /** Forgets all keys but these, which the initiator has not used yet, and what was due for them. */
+  dropKeys(next?: Keypair): void {
+    this.current = undefined;
+    this.previous = undefined;
+    this.next = next;
+    this.doubtAt = undefined;
+    this.keepaliveAt = undefined;
+  }
+
   /** When something is next due. */
   nextAt(): number {
     let at = Number.POSITIVE_INFINITY;
