@@ -7,7 +7,7 @@ import { WebSocketServer } from "ws";
 import { Coordinator, type GrantDecision, type NodeSubject } from "../coordinator/coordinator.ts";
 import { serveNode } from "../coordinator/server.ts";
 import { generateSigningKey, Signer } from "../coordinator/signing.ts";
-import { MemoryStore } from "../coordinator/store.ts";
+import { MemoryStore, type NodeStore } from "../coordinator/store.ts";
 import { embeddedRelayMap } from "../derp/map.ts";
 import { DerpServer } from "../derp/server/server.ts";
 import type { MeshNode, MeshNodeOptions } from "../mesh/node/node.ts";
@@ -40,11 +40,16 @@ export interface MeshLab {
   close(): Promise<void>;
 }
 
-export async function meshLab(): Promise<MeshLab> {
+/** @param options.makeStore what the coordinator keeps grants in, anew after each restart */
+export async function meshLab({
+  makeStore = () => new MemoryStore(),
+}: {
+  makeStore?: () => NodeStore;
+} = {}): Promise<MeshLab> {
   const signer = new Signer([generateSigningKey()]);
   const makeCoordinator = () =>
     new Coordinator({
-      store: new MemoryStore(),
+      store: makeStore(),
       signer,
       authorize: async () => lab.decision,
       relayMap: () => embeddedRelayMap(lab.url),

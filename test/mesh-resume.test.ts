@@ -2,6 +2,7 @@ import assert from "node:assert/strict";
 import { randomUUID } from "node:crypto";
 import { once } from "node:events";
 import type { MeshNode, MeshStream, PeerEvent } from "../mesh/node/node.ts";
+import type { RelayPacket } from "../mesh/node/relay.ts";
 import { type MeshLab, meshLab } from "./mesh-lab.ts";
 import type { LabNode } from "./mesh-lab-node.ts";
 
@@ -62,6 +63,29 @@ describe("sessions that never drop", () => {
     assert.ok(events[1].afterMs <= performance.now() - frozenAt);
     assert.equal(node.sessions()[0].resumedCount, 1);
   });
+
+  it("a session opened as the last one ends is answered, also when the agent reads both in one go", async () => {
+    await roundTrip(await client.dial(agent.agentId, "echo"));
+    const { relay } = agent;
+    const take = relay.onPacket!;
+    const held: RelayPacket[] = [];
+    const INITIATION = 1; // the first byte of such a message
+    const both = new Promise<void>((resolve) => {
+      relay.onPacket = (packet) => {
+        held.push(packet);
+        if (packet.data[0] === INITIATION) resolve();
+      };
+    });
+    client.endSession(client.sessions()[0].id);
+    const dialled = client.dial(agent.agentId, "echo");
+    await both;
+    assert.ok(held.length > 1, "the end of the first came before");
+    relay.onPacket = take;
+    for (const packet of held) take(packet);
+    const stream = await dialled;
+    stream.on("error", () => undefined);
+    assert.ok((await roundTrip(stream)) < 10_000);
+  }).timeout(40_000);
 
   it("after an outage of the whole server, bytes flow within 2 s of its return", async () => {
     const stream = await client.dial(agent.agentId, "echo");

@@ -223,6 +223,17 @@ describe("mesh over a relay", () => {
     assert.equal(sha256(await received), sha256(sent));
   });
 
+  it("close() that need not deliver leaves at once: the agent hears it, not what was still to come", async () => {
+    const opened = new Promise<MeshStream>((resolve) => agent.listen("hold", resolve));
+    const stream = await client.dial(agentId, "hold");
+    stream.on("error", () => undefined);
+    stream.end(randomBytes(1 << 20)); // more than a stream's first window
+    const far = await opened;
+    const closing = client.close({ deliver: false });
+    await assert.rejects(collect(far), { code: "ERR_SESSION_CLOSED" });
+    await closing;
+  });
+
   it("close() ends a dial that waits for its agent, and is the same call twice", async () => {
     const waits = new Promise<void>((resolve) => {
       void assert

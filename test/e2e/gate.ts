@@ -92,6 +92,11 @@ export class Gate {
     }
   }
 
+  /** Connections of a kind that are open now. */
+  count(purpose: Purpose): number {
+    return [...this.#pairs].filter((pair) => pair.purpose === purpose).length;
+  }
+
   /** Cuts every connection of a kind, at both ends, as a reset. @returns how many there were */
   cut(purpose: Purpose): number {
     const found = [...this.#pairs].filter((pair) => pair.purpose === purpose);

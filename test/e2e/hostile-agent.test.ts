@@ -12,7 +12,7 @@ import { connectAgentMesh } from "../../agent/mesh.ts";
 import type { MeshNode, MeshStream, StreamPeer } from "../../mesh/node/node.ts";
 import { decodeHeader, encodeMessage } from "../../mesh/wire/channel.ts";
 import { encodeMetadata } from "../../mesh/wire/forward.ts";
-import { type Finished, Sandbox } from "./sandbox.ts";
+import { bundle, type Finished, Sandbox } from "./sandbox.ts";
 import { Person, TestServer } from "./server.ts";
 
 const template = (tokenFile: string): string => `terraform {
@@ -156,7 +156,7 @@ describe("a hostile agent", function () {
   }
 
   const coder = (...args: string[]): Promise<Finished> =>
-    sandbox.run(process.execPath, [path.resolve("dist/coder.js"), ...args], {
+    sandbox.run(process.execPath, [bundle, ...args], {
       CODER_CONFIG_DIR: alice.configDir,
       SSH_AUTH_SOCK: socketPath,
     });

@@ -4,7 +4,7 @@ import type { ChildProcess } from "node:child_process";
 import { spawn } from "node:child_process";
 import { createHash } from "node:crypto";
 import { once } from "node:events";
-import net, { type AddressInfo } from "node:net";
+import net from "node:net";
 import type { SshLab } from "./lab.ts";
 
 const REACH_MS = 30_000;
@@ -142,11 +142,21 @@ export class Counter {
   }
 }
 
+/** Below the ports that systems give to outgoing connections (32,768 on Linux), so that nobody takes one meanwhile. */
+const PORTS = { first: 20_000, count: 10_000 };
+let nextPort = Math.floor(Math.random() * PORTS.count);
+
+/** A port of 127.0.0.1 on which nobody listens, for a program that is told where to. */
 export async function freePort(): Promise<number> {
-  const server = net.createServer().listen(0, "127.0.0.1");
-  await once(server, "listening");
-  const { port } = server.address() as AddressInfo;
-  server.close();
-  await once(server, "close");
-  return port;
+  for (;;) {
+    const port = PORTS.first + (nextPort++ % PORTS.count);
+    const server = net.createServer();
+    const isFree = await new Promise<boolean>((resolve) =>
+      server.once("error", () => resolve(false)).listen(port, "127.0.0.1", () => resolve(true)),
+    );
+    if (!isFree) continue;
+    server.close();
+    await once(server, "close");
+    return port;
+  }
 }

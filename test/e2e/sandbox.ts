@@ -16,7 +16,13 @@ import path from "node:path";
 import { fileURLToPath } from "node:url";
 
 export const root = path.dirname(path.dirname(path.dirname(fileURLToPath(import.meta.url))));
-export const bundle = path.join(root, "dist/coder.js");
+/** What every sandbox starts as `coder`: a whole run of the tests has a copy of its own. */
+export let bundle = path.join(process.env["TEST_INSTALLATION"] ?? root, "dist/coder.js");
+
+/** Has sandboxes use another copy of the installation than this checkout. */
+export function useInstallation(dir: string): void {
+  bundle = path.join(dir, "dist/coder.js");
+}
 
 export interface Finished {
   code: number | null;

@@ -84,7 +84,7 @@ function publicOf(privateKey: Buffer): Buffer {
 }
 
 describe("secrets of the main job", function () {
-  this.timeout(60_000);
+  this.timeout(120_000);
   let sandbox: Sandbox;
   let server: TestServer;
   let alice: Person;

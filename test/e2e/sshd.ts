@@ -24,8 +24,17 @@ export class Sshd {
     this.#child = child;
   }
 
-  /** @param dir a folder of the caller's, 0700 all the way up as sshd wants it (StrictModes is off) */
-  static async start(dir: string): Promise<Sshd> {
+  /**
+   * @param dir a folder of the caller's, 0700 all the way up as sshd wants it (StrictModes is off)
+   * @param address where it listens @param within what to spawn to run a command line, in a network namespace for example
+   */
+  static async start(
+    dir: string,
+    {
+      address = "127.0.0.1",
+      within = ([command, ...args]: [string, ...string[]]): [string, string[]] => [command, args],
+    } = {},
+  ): Promise<Sshd> {
     mkdirSync(dir, { recursive: true, mode: 0o700 });
     const file = (name: string) => path.join(dir, name);
     for (const name of ["host", "user"])
@@ -35,7 +44,7 @@ export class Sshd {
     writeFileSync(
       file("sshd_config"),
       [
-        `ListenAddress 127.0.0.1:${port}`,
+        `ListenAddress ${address}:${port}`,
         `HostKey ${file("host")}`,
         `AuthorizedKeysFile ${file("authorized_keys")}`,
         `PidFile ${file("pid")}`,
@@ -49,7 +58,7 @@ export class Sshd {
     );
     // Debian's sshd insists on this folder when it runs as root.
     if (process.getuid?.() === 0) mkdirSync("/run/sshd", { recursive: true, mode: 0o755 });
-    const child = spawn(SSHD, ["-D", "-e", "-f", file("sshd_config")], {
+    const child = spawn(...within([SSHD, "-D", "-e", "-f", file("sshd_config")]), {
       stdio: ["ignore", "ignore", "pipe"],
     });
     let said = "";

@@ -94,6 +94,8 @@ describe("coder ssh in a terminal and in pipes", function () {
     const terminal = tmux.open("exec sh -i");
     await terminal.sees(LOCAL_PROMPT);
     terminal.enter("stty -g >before");
+    // Keys typed ahead of the prompt would be echoed before it, and what comes next would share its line.
+    await terminal.sees(/ >before\nlocal> *$(?![\s\S]*\S)/m);
     return terminal;
   }
 

@@ -1,5 +1,6 @@
 // A terminal as a person has it: a program on a tmux pane, keys typed into it, and what its screen shows.
 import { execFileSync } from "node:child_process";
+import { writeFileSync } from "node:fs";
 import path from "node:path";
 import type { Sandbox } from "./sandbox.ts";
 
@@ -25,17 +26,21 @@ export async function poll<T>(
 export class Tmux {
   readonly #sandbox: Sandbox;
   readonly #env: NodeJS.ProcessEnv;
+  readonly #config: string;
   #opened = 0;
 
   constructor(sandbox: Sandbox, env: NodeJS.ProcessEnv) {
     const { TMUX: _, TMUX_PANE: __, ...inherited } = { ...sandbox.env, ...env };
     this.#sandbox = sandbox;
+    this.#config = path.join(sandbox.dir, "tmux.conf");
+    // A server that goes with its last terminal may be on its way out just when the next one is to be opened.
+    writeFileSync(this.#config, "set -s exit-empty off\n");
     this.#env = { ...inherited, LANG: "C.UTF-8", LC_ALL: "C.UTF-8" };
   }
 
   run(...args: string[]): string {
     const socket = path.join(this.#sandbox.dir, "tmux");
-    return execFileSync("tmux", ["-u", "-S", socket, "-f", "/dev/null", ...args], {
+    return execFileSync("tmux", ["-u", "-S", socket, "-f", this.#config, ...args], {
       env: this.#env,
       encoding: "utf8",
       stdio: ["ignore", "pipe", "pipe"],
