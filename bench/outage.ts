@@ -2,16 +2,14 @@
 // middle of a shell that echoes a counter. The time of a restart counts from the moment the server listens again.
 import { SshLab } from "../test/e2e/lab.ts";
 import { Counter } from "../test/e2e/outage.ts";
-import { hardware, median, percentile } from "./report.ts";
+import { type Row, report, rounds, row } from "./report.ts";
 
-const ROUNDS = 10;
+const ROUNDS = rounds(10, 2);
+const FEW_ROUNDS = rounds(5, 1);
 const MORE_LINES = 20;
 
 const lab = await SshLab.start();
-const report = (what: string, values: number[]) =>
-  console.log(
-    `  ${what}, n = ${values.length}: median ${median(values).toFixed(0)} ms, worst ${percentile(values, 1).toFixed(0)} ms`,
-  );
+const rows: Row[] = [];
 
 /** How long after `event` has happened the first line comes back that was sent after it. */
 async function stall(event: () => Promise<unknown> | unknown): Promise<number> {
@@ -30,25 +28,35 @@ async function stall(event: () => Promise<unknown> | unknown): Promise<number> {
   }
 }
 
-async function series(what: string, rounds: number, event: () => Promise<unknown> | unknown): Promise<void> {
+async function series(
+  id: string,
+  what: string,
+  count: number,
+  event: () => Promise<unknown> | unknown,
+): Promise<void> {
   const values: number[] = [];
-  for (let i = 0; i < rounds; i++) values.push(await stall(event));
-  report(what, values);
+  for (let i = 0; i < count; i++) values.push(await stall(event));
+  rows.push(row({ id, what, unit: "ms", ours: values }));
 }
 
+const restart = (signal: "SIGTERM" | "SIGKILL", awayMs: number) => () =>
+  lab.restartServer({ signal, awayMs });
+
 try {
-  console.log(`a shell over one relay, loopback; nothing lost, in order\n${hardware()}`);
-  await series("no event", ROUNDS, () => undefined);
-  await series("relay connections cut", ROUNDS, () => lab.gate.cut("derp"));
-  await series("coordinator connections cut", ROUNDS, () => lab.gate.cut("coordinator"));
-  await series("relay connections fall silent", 3, () => lab.gate.freeze("derp"));
-  await series("server restarted (SIGTERM)", 5, () => lab.restartServer({ signal: "SIGTERM", awayMs: 0 }));
-  await series("server killed, back after 1 s", 5, () =>
-    lab.restartServer({ signal: "SIGKILL", awayMs: 1_000 }),
+  await series("none", "no event", ROUNDS, () => undefined);
+  await series("relay-cut", "relay connections cut", ROUNDS, () => lab.gate.cut("derp"));
+  await series("coordinator-cut", "coordinator connections cut", ROUNDS, () => lab.gate.cut("coordinator"));
+  await series("relay-silent", "relay connections fall silent, without an end", FEW_ROUNDS, () =>
+    lab.gate.freeze("derp"),
   );
-  await series("server killed, back after 10 s", 3, () =>
-    lab.restartServer({ signal: "SIGKILL", awayMs: 10_000 }),
-  );
+  await series("restart", "server restarted (SIGTERM)", FEW_ROUNDS, restart("SIGTERM", 0));
+  await series("kill-1", "server killed, back after 1 s", FEW_ROUNDS, restart("SIGKILL", 1_000));
+  await series("kill-10", "server killed, back after 10 s", FEW_ROUNDS, restart("SIGKILL", 10_000));
+  report({
+    group: "outage",
+    title: "a shell over one relay stands still for how long; nothing lost, in order",
+    rows,
+  });
 } finally {
   await lab.close();
 }

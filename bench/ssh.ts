@@ -5,10 +5,10 @@ import { once } from "node:events";
 import { writeFileSync } from "node:fs";
 import { SshLab } from "../test/e2e/lab.ts";
 import { Sshd } from "../test/e2e/sshd.ts";
-import { hardware, median, percentile, print, type Row } from "./report.ts";
+import { type Row, report, rounds as roundsOf, row } from "./report.ts";
 
-const ROUNDS = 30;
-const BULK_ROUNDS = 5;
+const ROUNDS = roundsOf(30, 3);
+const BULK_ROUNDS = roundsOf(5, 1);
 const BULK_BYTES = 200_000_000;
 
 async function timed(
@@ -45,6 +45,7 @@ try {
   const native = [lab.program, "ssh", "dev", "--"];
   const rows: Row[] = [];
   const compare = async (
+    id: string,
     what: string,
     rounds: number,
     run: (target: string[]) => Promise<number>,
@@ -57,27 +58,26 @@ try {
       a.push(pair[0]);
       b.push(pair[1]);
     }
-    const row = (name: string, pick: (v: number[]) => number): Row => ({
-      what: `${what}, ${name}`,
-      n: rounds,
-      ours: pick(a),
-      control: pick(b),
-      controlName: "OpenSSH to sshd",
-      ratio: pick(a) / pick(b),
-    });
     rows.push(
-      row("median ms", median),
-      row("p99 ms", (v) => percentile(v, 0.99)),
+      row({
+        id,
+        what,
+        unit: "ms",
+        ours: a,
+        control: { name: "OpenSSH to sshd", values: b },
+      }),
     );
   };
   const ssh = (target: string[]) => ["ssh", ...target];
   await compare(
+    "ssh-true",
     "ssh HOST true",
     ROUNDS,
     (target) => timed(target[0], [...target.slice(1), "true"], { env }),
     [ssh(ours), ssh(theirs)],
   );
   await compare(
+    "coder-ssh-true",
     "coder ssh dev true, beside ssh HOST true",
     ROUNDS,
     (target) => timed(target[0], [...target.slice(1), "true"], { env }),
@@ -85,20 +85,22 @@ try {
   );
   writeFileSync(lab.remote("zeros"), Buffer.alloc(BULK_BYTES));
   await compare(
+    "to-here",
     `ssh HOST cat, ${BULK_BYTES / 1e6} MB to here`,
     BULK_ROUNDS,
     (target) => timed(target[0], [...target.slice(1), `cat '${lab.remote("zeros")}'`], { env }),
     [ssh(ours), ssh(theirs)],
   );
   await compare(
+    "to-there",
     `ssh HOST 'cat >/dev/null', ${BULK_BYTES / 1e6} MB to there`,
     BULK_ROUNDS,
     (target) => timed(target[0], [...target.slice(1), "cat >/dev/null"], { env, stdin: "zeros" }),
     [ssh(ours), ssh(theirs)],
   );
-  print({
+  report({
+    group: "ssh",
     title: "OpenSSH's client, over one relay on loopback; a ratio below 1 is faster",
-    hardware: hardware(),
     rows,
   });
 } finally {
