@@ -76,6 +76,13 @@ describe("short queues", () => {
     });
   }
 
+  it("are shorter still where the round trip is next to nothing", () => {
+    const { utilization, echoMs, lost } = measure({ bytesPerMs: 200 * MBIT, delayMs: 0.2 }, 1_000, 3_000);
+    assert.ok(utilization > 0.9, `used ${utilization}`);
+    assert.ok(echoMs.p95 <= 9, `echo p95 ${echoMs.p95}, p50 ${echoMs.p50}`);
+    assert.equal(lost, 0);
+  });
+
   it("keep the rate at 1 % loss", () => {
     const { utilization } = measure({ bytesPerMs: 100 * MBIT, delayMs: 25, loss: 0.01 }, 4_000, 9_000);
     assert.ok(utilization > 0.75, `used ${utilization}`);

@@ -7,6 +7,12 @@ import type { SentPacket } from "./recovery.ts";
 
 /** A queue this long on top of the base round trip: enough to find more bandwidth, too short to feel. */
 export const QUEUE_MS = 10;
+/**
+ * The same where the round trip is next to nothing: what has to be covered there is a pause of an event loop, and the
+ * measured rate is that of the best moments, so that a queue is up to twice as long as meant. Half a round trip is
+ * added, so that from 12 ms on it is QUEUE_MS.
+ */
+const NEAR_QUEUE_MS = 4;
 /** A packet takes this long on the wire at the measured rate: a keystroke behind it waits no longer. */
 export const PACKET_MS = 3;
 const MIN_PACKET_BYTES = 1_200;
@@ -109,7 +115,7 @@ export class Lane {
   get maxInFlightBytes(): number {
     if (this.#phase === "start") return Math.min(this.#startBytes, MAX_IN_FLIGHT_BYTES);
     const minRttMs = this.#minRttMs ?? DEFAULT_RTT_MS;
-    let bytes = this.#rate * (minRttMs + QUEUE_MS);
+    let bytes = this.#rate * (minRttMs + Math.min(NEAR_QUEUE_MS + minRttMs / 2, QUEUE_MS));
     if (this.#phase === "drain") bytes = (this.#rate * minRttMs) / 2;
     else if (this.lossy) bytes = Math.max(bytes, this.#rate * minRttMs * 3);
     else bytes = Math.min(bytes, this.#capBytes);
