@@ -27,6 +27,11 @@ export async function labNode(
   });
   const role = subject.kind === "agent" ? "agent" : "client";
   const node = new MeshNode({ role, privateKey, relay, coordinator, verify: verifyEd25519, ...options });
-  await coordinator.connect();
+  try {
+    await coordinator.connect();
+  } catch (error) {
+    await node.close();
+    throw error;
+  }
   return { node, coordinator, relay };
 }

@@ -2,11 +2,13 @@
 // `ws`, hyperdht and js-libp2p (TCP, Noise, Yamux). Theirs are direct connections of two processes; ours passes a third, the
 // relay, and is encrypted end to end, as hyperdht's and libp2p's are and TCP and ws are not. Needs, once:
 // npm install --prefix bench/peers
-import { type ChildProcess, fork, spawn } from "node:child_process";
+import { type ChildProcess, fork, spawn, spawnSync } from "node:child_process";
 import { once } from "node:events";
-import { existsSync } from "node:fs";
+import { existsSync, mkdirSync, rmSync } from "node:fs";
+import path from "node:path";
 import { createInterface, type Interface } from "node:readline";
 import { fileURLToPath } from "node:url";
+import { build } from "esbuild";
 import type { MeshStream } from "../../mesh/node/node.ts";
 import { meshLab } from "../../test/mesh-lab.ts";
 import { labNode } from "../../test/mesh-lab-node.ts";
@@ -21,8 +23,10 @@ const AGENT_ID = "5a0b5f9e-6f0b-4c55-9a50-3a2f5d0f7c11";
 const PEERS = ["tcp", "ws", "hyperdht", "libp2p"] as const;
 const NAMES = { tcp: "raw TCP", ws: "ws", hyperdht: "hyperdht", libp2p: "js-libp2p" };
 
-const file = (name: string) => fileURLToPath(new URL(name, import.meta.url));
-const self = file("main.ts");
+const self = fileURLToPath(import.meta.url);
+/** The bundle lies in node_modules/.cache, the peers beside the source. */
+const folder = process.env["BENCH_PEERS"] ?? path.dirname(self);
+const file = (name: string) => path.join(folder, name);
 const children: ChildProcess[] = [];
 
 /** Opens a stream (a connection, where there are no streams) and gets one byte back; echoes; sends bulk. */
@@ -70,7 +74,7 @@ async function peer(name: string): Promise<Measured> {
 }
 
 async function startRole(name: string, ...args: string[]): Promise<string> {
-  const child = fork(self, [name, ...args], { execArgv: ["--import", "tsx"] });
+  const child = fork(self, [name, ...args]);
   children.push(child);
   return String((await once(child, "message"))[0]);
 }
@@ -192,5 +196,21 @@ async function main(): Promise<void> {
   }
 }
 
+/** Runs this file again as a bundle, as what is measured is shipped, beside node_modules. @returns the exit code */
+async function bundledRun(): Promise<number> {
+  const cache = path.join(folder, "../../node_modules/.cache");
+  mkdirSync(cache, { recursive: true });
+  const outfile = path.join(cache, `bench-peers-${process.pid}.mjs`);
+  const options = { bundle: true, packages: "external", platform: "node", format: "esm" } as const;
+  try {
+    await build({ entryPoints: [self], outfile, target: "node20", logLevel: "error", ...options });
+    const env = { ...process.env, BENCH_PEERS: folder };
+    return spawnSync(process.execPath, [outfile], { stdio: "inherit", env }).status ?? 1;
+  } finally {
+    rmSync(outfile, { force: true });
+  }
+}
+
 const [role, url] = process.argv.slice(2);
-await (role === undefined ? main() : roles[role](url));
+if (self.endsWith(".ts")) process.exitCode = await bundledRun();
+else await (role === undefined ? main() : roles[role](url));

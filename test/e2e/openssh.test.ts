@@ -40,7 +40,7 @@ function manyFiles(dir: string, count: number): void {
 }
 
 describe("the OpenSSH client", function () {
-  this.timeout(120_000);
+  this.timeout(300_000);
   let lab: SshLab;
   let tmux: Tmux;
   const unique = () => String(500_000 + Math.floor(Math.random() * 400_000));
