@@ -77,24 +77,15 @@ export function followServer(deps: ApiDeps): FollowServer {
   const handle: Upgrade["handle"] = async (req, socket, head, authenticate) => {
     const user = await authenticate();
     if (user.kind !== "user") throw notFound();
-    if (
-      !limiter.take(user.userId, deps.now().getTime()).ok ||
-      (perUser.get(user.userId) ?? 0) >= MAX_FOLLOWS_PER_USER
-    )
-      throw new ApiError(
-        429,
-        "ERR_RATE_LIMITED",
-        "Too many logs followed at once. Close some, then try again.",
-        {
-          retryAfterSeconds: 10,
-        },
-      );
+    if (!limiter.take(user.userId, deps.now().getTime()).ok) throw tooMany();
     const url = new URL(req.url ?? "/", "http://localhost");
     const [, kind, id] = FOLLOWED.exec(url.pathname) ?? [];
     if (!z.uuid().safeParse(id).success) throw badRequest("The request's path is not valid.");
     const query = LogsQuery.safeParse(Object.fromEntries(url.searchParams));
     if (!query.success) throw badRequest("The request's query is not valid.");
     const source = await sourceOf(kind, user, id);
+    // Nothing is awaited between this and counting it: many that come at once pass one by one.
+    if ((perUser.get(user.userId) ?? 0) >= MAX_FOLLOWS_PER_USER) throw tooMany();
 
     server.handleUpgrade(req, socket, head, (ws) => {
       perUser.set(user.userId, (perUser.get(user.userId) ?? 0) + 1);
@@ -137,6 +128,11 @@ export function followServer(deps: ApiDeps): FollowServer {
     },
   };
 }
+
+const tooMany = (): ApiError =>
+  new ApiError(429, "ERR_RATE_LIMITED", "Too many logs followed at once. Close some, then try again.", {
+    retryAfterSeconds: 10,
+  });
 
 const FOLLOWED = /^\/api\/v2\/(templateversions|workspacebuilds|workspaceagents)\/([^/]+)\/logs$/;
 
