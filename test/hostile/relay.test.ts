@@ -68,9 +68,12 @@ describe(`a relay that can't be trusted (seed ${SEED})`, function () {
   ] as [string, Badness, number][])
     it(`${what}: each byte arrives once and in order`, async () => {
       await world.server.call("be", badness);
-      await transfer(stream, bytes);
-      const deeds = await world.server.call<Record<string, number>>("deeds");
-      for (const deed of Object.keys(badness)) assert.ok(deeds[deed] > 0, `${deed} was tried`);
+      // How many packets carry it depends on the machine: until each deed was done at least once.
+      let deeds: Record<string, number>;
+      do {
+        await transfer(stream, bytes);
+        deeds = await world.server.call<Record<string, number>>("deeds");
+      } while (Object.keys(badness).some((deed) => !deeds[deed]));
     });
 
   it("cuts every connection five times in a row: the session goes on", async () => {
@@ -84,7 +87,10 @@ describe(`a relay that can't be trusted (seed ${SEED})`, function () {
 describe("a coordinator that vanishes", function () {
   this.timeout(60_000);
   it("frozen or killed: sessions that live go on, and a new dial fails with a reason", async function () {
-    if (process.platform !== "linux") this.skip();
+    if (process.platform !== "linux") {
+      console.log("skipped: freezing a process is tried on Linux only");
+      this.skip();
+    }
     const relay = await Part.start("server");
     const world = await World.begin(["server", {}], relay);
     try {
