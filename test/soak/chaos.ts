@@ -1,7 +1,7 @@
 // What happens to a deployment in a week, compressed: cut and silent connections, an agent that dies and returns, a
 // server that is away or restarted, a relay that is killed.
 import { spawn } from "node:child_process";
-import { readFileSync } from "node:fs";
+import { readFileSync, writeFileSync } from "node:fs";
 import path from "node:path";
 import { setTimeout as delay } from "node:timers/promises";
 import type { SshLab } from "../e2e/lab.ts";
@@ -48,6 +48,14 @@ async function spareAgent(lab: SshLab): Promise<{ pid: number; folder: string }>
   return { pid: Number(readFileSync(path.join(folder, "agent.pid"), "utf8").split("\n")[0]), folder };
 }
 
+/** As agent.sh of the template writes it down: the number, and what tells whether it is still that process. */
+function noteAgent(folder: string, pid: number): void {
+  const bootId = readFileSync("/proc/sys/kernel/random/boot_id", "utf8").trim();
+  const stat = readFileSync(`/proc/${pid}/stat`, "utf8");
+  const startedAt = stat.slice(stat.lastIndexOf(")") + 2).split(" ")[19];
+  writeFileSync(path.join(folder, "agent.pid"), `${pid}\n${bootId} ${startedAt}\n`);
+}
+
 /** Kills the agent as a machine's death would, and starts it as its machine would: same token, new process. */
 async function killAgent(lab: SshLab, random: () => number): Promise<void> {
   const { pid, folder } = await spareAgent(lab);
@@ -68,6 +76,7 @@ async function killAgent(lab: SshLab, random: () => number): Promise<void> {
     stdio: "ignore",
   });
   child.unref();
+  noteAgent(folder, child.pid as number);
   try {
     await returned(lab);
   } finally {

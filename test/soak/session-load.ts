@@ -101,31 +101,31 @@ export async function openAndClose(
     parallel: number;
     seed: number;
     killedShare?: number;
-    onProgress?: (sessions: number) => Promise<void> | void;
   },
 ): Promise<LoadResult> {
-  const { sessions, parallel, killedShare = 0.1, onProgress } = options;
+  const { sessions, parallel, killedShare = 0.1 } = options;
   const random = randomOf(options.seed);
   const result: LoadResult = { sessions: 0, nodes: 0, killed: 0, failures: {} };
+  const failed = (error: Error): undefined => {
+    const text = error.message.replaceAll(/\d{4,}/g, "#");
+    result.failures[text] = (result.failures[text] ?? 0) + 1;
+  };
   let begun = 0;
   async function one(): Promise<void> {
     const count = Math.min(SESSIONS_PER_NODE, sessions - begun);
     begun += count;
     const user = Math.floor(random() * 100);
-    const { node, relay, coordinator } = await labNode(url, {
+    const parts = await labNode(url, {
       kind: "user",
       userId: `00000000-0000-4000-8000-${String(user).padStart(12, "0")}`,
       username: "alice",
       tokenId: "token",
-    });
+    }).catch(failed);
+    if (!parts) return;
+    const { node, relay, coordinator } = parts;
     result.nodes++;
     for (let i = 0; i < count; i++) {
-      try {
-        await use(node, agentId, random);
-      } catch (error) {
-        const text = (error as Error).message.replaceAll(/\d{4,}/g, "#");
-        result.failures[text] = (result.failures[text] ?? 0) + 1;
-      }
+      await use(node, agentId, random).catch(failed);
       result.sessions++;
       if (i < count - 1) for (const { id } of node.sessions()) node.endSession(id);
     }
@@ -135,7 +135,6 @@ export async function openAndClose(
       await Promise.all([relay.close(), coordinator.close()]);
     }
     await node.close({ deliver: random() < 0.8 });
-    await onProgress?.(result.sessions);
   }
   await Promise.all(
     Array.from({ length: parallel }, async () => {
