@@ -106,6 +106,21 @@ describe("relay client over regions", () => {
     await assert.rejects(a.relay.connect(1), { code: "ERR_RELAY_NO_REGION" });
   });
 
+  it("a home that a new map moves to a region already connected is told as a state, for who publishes it", async () => {
+    const [one, two] = [await start(), await start()];
+    const map = mapOf(one.port, two.port);
+    const a = join(map);
+    await Promise.all([a.relay.ping(1), a.relay.ping(2)]);
+    const before = a.states.length;
+    const regions = Object.entries(map.Regions).map(([id, region]) => [
+      id,
+      id === "1" ? { ...region, NoMeasureNoHome: true } : region,
+    ]);
+    a.relay.setMap({ Regions: Object.fromEntries(regions) });
+    assert.equal(a.relay.homeRegion, 2);
+    assert.deepEqual(a.states.slice(before), ["2 up"]);
+  });
+
   it("a home that moves is told to both relays", async () => {
     const [one, two] = [await start(), await start()];
     const map = mapOf(one.port, two.port);

@@ -303,7 +303,12 @@ export class RelayClient implements Relay {
     }
     for (const [id, region] of regions)
       if (!this.#links.has(id)) this.#links.set(id, newLink(id, region, this.#runtime.nowMs()));
+    const before = this.#home;
     this.#setHome(this.#chooseHome());
+    const home = this.#home;
+    // Who looks at homeRegion looks then; a region that is dialled first tells by itself.
+    if (home !== undefined && home !== before && this.connected(home))
+      this.onState?.({ region: home, connected: true });
     this.#measureSoon(FIRST_MEASURE_MS);
   }
 

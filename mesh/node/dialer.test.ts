@@ -22,6 +22,7 @@ class Bench {
   answer: () => GrantedAgent = () => ({ grant: new Uint8Array(), record: this.record() });
   readonly host: DialerHost;
   readonly dialer: Dialer;
+  readonly coordinator: Coordinator;
   link!: SessionLink;
 
   constructor() {
@@ -51,7 +52,8 @@ class Bench {
       this.asked++;
       return this.answer();
     };
-    this.dialer = new Dialer(this.host, { requestGrant } as unknown as Coordinator);
+    this.coordinator = { requestGrant } as unknown as Coordinator;
+    this.dialer = new Dialer(this.host, this.coordinator);
   }
 
   record(nodeKey = "key") {
@@ -134,6 +136,31 @@ describe("a session that may be with a process that is gone", () => {
       throw new Refused("ERR_COORDINATOR_UNREACHABLE");
     };
     assert.equal(await bench.dialer.connect(AGENT), bench.link);
+  });
+});
+
+describe("a session that ends while it is doubted", () => {
+  it("is forgotten for good: whoever dialled meanwhile is told where the agent is, and so is who doubted", async () => {
+    const bench = await new Bench().connected();
+    const [first, { host, dialer }] = [bench.link, bench];
+    host.isDoubtful = (link) => link === first;
+    const answers: ((granted: GrantedAgent) => void)[] = [];
+    const coordinator = { requestGrant: () => new Promise<GrantedAgent>((give) => answers.push(give)) };
+    Object.assign(bench.coordinator, coordinator);
+    const signal = AbortSignal.timeout(2_000);
+    const doubting = dialer.connect(AGENT, { signal });
+    first.session.close(0, "", 0);
+    first.handleEvents();
+    const fresh = dialer.connect(AGENT, { signal });
+    await new Promise(setImmediate);
+    assert.equal(answers.length, 2);
+    answers[0]({ grant: new Uint8Array(), record: undefined });
+    await new Promise(setImmediate);
+    answers[1]({ grant: new Uint8Array(), record: undefined });
+    await new Promise(setImmediate);
+    dialer.onRecord(bench.record("another"));
+    assert.equal((await fresh).peerKey, "another");
+    assert.equal(await doubting, await fresh);
   });
 });
 

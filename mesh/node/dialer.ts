@@ -108,17 +108,14 @@ export class Dialer {
   ): Promise<SessionLink> {
     if (this.#closed) throw this.#closed;
     signal?.throwIfAborted();
-    const target = this.#target(agentId);
-    target.resumeWindowMs = Math.min(
-      Math.max(target.resumeWindowMs, resumeWindowMs ?? DEFAULT_RESUME_WINDOW_MS),
-      MAX_RESUME_WINDOW_MS,
-    );
-    target.link?.askResumeWindow(target.resumeWindowMs);
-    if (!target.opening && target.link && this.#host.isDoubtful(target.link))
+    let target = this.#wanted(agentId, resumeWindowMs);
+    if (!target.opening && target.link && this.#host.isDoubtful(target.link)) {
       await this.#settleDoubt(target, signal);
+      // What was doubted may have been forgotten, and somebody may have begun anew, who must not be forgotten in turn.
+      target = this.#wanted(agentId, resumeWindowMs);
+    }
     if (this.#closed) throw this.#closed;
     if (!target.opening && target.link && !target.link.session.isClosed) return target.link;
-    this.#targets.set(agentId, target); // what was doubted may have been forgotten meanwhile
     const opening = target.opening ?? this.#begin(target);
     const tell = () => onWait?.("agent");
     if (opening.onWait) opening.onWait.add(tell);
@@ -187,6 +184,14 @@ export class Dialer {
     for (const { opening } of this.#targets.values()) opening?.abort.abort(error);
   }
 
+  /** The target, kept by whoever asked for the longest window. */
+  #wanted(agentId: string, resumeWindowMs = DEFAULT_RESUME_WINDOW_MS): Target {
+    const target = this.#target(agentId);
+    target.resumeWindowMs = Math.min(Math.max(target.resumeWindowMs, resumeWindowMs), MAX_RESUME_WINDOW_MS);
+    target.link?.askResumeWindow(target.resumeWindowMs);
+    return target;
+  }
+
   #target(agentId: string): Target {
     const known = this.#targets.get(agentId);
     if (known) return known;
@@ -208,8 +213,9 @@ export class Dialer {
     return target;
   }
 
-  #forgetIfUnused({ agentId, link, opening }: Target): void {
-    if (!link && !opening) this.#targets.delete(agentId);
+  #forgetIfUnused(target: Target): void {
+    const { agentId, link, opening } = target;
+    if (!link && !opening && this.#targets.get(agentId) === target) this.#targets.delete(agentId);
   }
 
   #begin(target: Target): Opening {

@@ -18,6 +18,7 @@ import type { Coordinator } from "./coordinator.ts";
 import { hasRoom, makeRoom } from "./crowd.ts";
 import { nodeCrypto } from "./crypto.ts";
 import { Dialer, type DialerHost, MAX_RESUME_WINDOW_MS, type Place } from "./dialer.ts";
+import { EndedSessions } from "./ended.ts";
 import { describeHoldings, describeSession, type NodeHoldings, type SessionInfo } from "./info.ts";
 import { type LinkHost, SessionLink } from "./link.ts";
 import { NO_LANE, type Peer, Peers, type PeersHost } from "./peers.ts";
@@ -107,6 +108,7 @@ export class MeshNode implements LinkHost, DialerHost, PeersHost {
   readonly #admission: Admission;
   readonly #services = new Services();
   readonly #doors = new Doors();
+  readonly #ended = new EndedSessions();
   readonly #watchers: Watchers;
   readonly #budget: MemoryBudget;
   readonly #dirty = new Set<SessionLink>();
@@ -493,7 +495,8 @@ export class MeshNode implements LinkHost, DialerHost, PeersHost {
     if (!link) {
       // An answer to CLOSE would be answered by one who does not know the session either, for ever.
       if (isClosePacket(packet)) return;
-      if (this.#options.role !== "agent" || !peekHello(packet))
+      const hello = this.#options.role === "agent" ? peekHello(packet) : undefined;
+      if (!hello || this.#ended.has(toBase64(key), hello.sessionId))
         return this.#refuse(key, tag, region, "unknownSession");
       if (this.#closing) return this.#refuse(key, tag, region, "shutdown");
       if (!hasRoom(this.#peers, peer?.links.size ?? 0, (ended) => this.#forget(ended)))
@@ -641,6 +644,7 @@ export class MeshNode implements LinkHost, DialerHost, PeersHost {
   }
 
   #forget(link: SessionLink): void {
+    if (link.grant) this.#ended.add(link.peerKey, link.id, this.now());
     this.runtime.clearTimer(link.timer);
     const peer = this.#peers.remove(link);
     if (peer) this.#device.dismissPeer(peer.key, this.now());

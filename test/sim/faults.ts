@@ -199,11 +199,16 @@ export const FAULTS: Record<string, MakeFault> = {
         excuse(town, node.name, `${node.name} shut down`);
         node.lostAt = town.world.now;
         const { process } = node;
-        closing = node.node.close().then(() => {
-          if (process.isDead) return;
-          town.checkEmpty(node);
-          node.kill();
-        });
+        closing = node.node.close().then(
+          () =>
+            new Promise((resolve) =>
+              town.world.after(0, () => {
+                if (!process.isDead) town.checkEmpty(node);
+                if (!process.isDead) node.kill();
+                resolve();
+              }),
+            ),
+        );
       },
       end: () => void closing.then(() => restartNode(town, node, false)),
     };

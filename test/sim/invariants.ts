@@ -32,25 +32,27 @@ export function look(town: Town): void {
   // An agent with nothing of its own to say learns nothing of its path; what it has to say its client waits for.
   for (const { name, node, isRunning } of town.clients)
     for (const { isStalled, id, peerKey } of isRunning ? node.sessions() : []) {
-      if (
-        !isStalled ||
-        !town.nodes.some((other) => other.isRunning && !other.hasKeptKey && other.nodeKey === peerKey)
-      )
-        continue;
-      town.counts.stalledMs = Math.max(town.counts.stalledMs, Math.round(wellForMs));
-      if (wellForMs > FLOWS_WITHIN_MS)
-        town.world.violated(
-          "what is well again flows",
-          `${name} ${id} is stalled after ${Math.round(wellForMs)} ms`,
-        );
+      const key = `${name} ${id}`;
+      if (!isStalled || !isHere(town, peerKey)) town.stalledSince.delete(key);
+      else if (!town.stalledSince.has(key)) town.stalledSince.set(key, town.world.now);
+      // One that comes and goes is a line with more on it than it carries.
+      const forMs = town.world.now - (town.stalledSince.get(key) ?? town.world.now);
+      town.counts.stalledMs = Math.max(town.counts.stalledMs, Math.round(forMs));
+      if (forMs > FLOWS_WITHIN_MS)
+        town.world.violated("what is well again flows", `${key} is stalled for ${Math.round(forMs)} ms`);
     }
 }
 
+/** The process at the other end runs, and knows the sessions made under that key. */
+const isHere = (town: Town, nodeKey: string): boolean =>
+  town.nodes.some((other) => other.isRunning && !other.hasKeptKey && other.nodeKey === nodeKey);
+
 /** Settled, a session keeps its path: it changes it for one that is better, not again and again. */
 function lookAtPaths(town: Town, { name, node }: SimNode): void {
-  for (const { id, stats } of node.held.sessions) {
+  for (const { id, stats, peerKey } of node.held.sessions) {
     const [lane] = stats.lanes;
-    if (!lane) continue;
+    // Who is not there is asked for again and again, each time with a lane of its own.
+    if (!lane || !isHere(town, peerKey)) continue;
     const key = `${name} ${id}`;
     const known = town.settledLanes.get(key);
     if (known === undefined) town.settledLanes.set(key, lane.lane);
@@ -157,8 +159,8 @@ export function checkFlows(town: Town): void {
 function isExcused(town: Town, { startedAt, dialFailed, half, userId, client, agent }: Flow): boolean {
   const { error } = half.client;
   // Opened on the session of before, whose client nobody had told.
-  const { revoked, unknownSession } = CLOSE_CODES;
-  const isCut = error?.closeCode === revoked.code || error?.closeCode === unknownSession.code;
+  const { revoked, unknownSession, normal } = CLOSE_CODES;
+  const isCut = [revoked, unknownSession, normal].some(({ code }) => code === error?.closeCode);
   if (isCut && (town.revoked.has(userId) || town.endedBy.has(client) || town.endedBy.has(agent))) return true;
   if (startedAt >= town.wellAt) return false;
   return dialFailed !== undefined || error?.message.startsWith("the agent did not answer") === true;

@@ -3,6 +3,9 @@
 import type { Machine, Process } from "./machine.ts";
 import type { Random } from "./random.ts";
 
+/** Connection requests that get no answer are repeated, as kernels do; ms after the first. */
+export const SYN_AT_MS = [0, 1_000, 3_000, 7_000] as const;
+
 /** The way between one machine and one server. */
 export interface Line {
   delayMs: number;

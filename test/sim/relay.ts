@@ -8,7 +8,7 @@ import { DEFAULT_LIMITS } from "../../derp/server/limits.ts";
 import { FairQueue } from "../../derp/server/queue.ts";
 import { Relay, type RelayClient } from "../../derp/server/relay.ts";
 import { concatBytes } from "../../mesh/wire/bytes.ts";
-import { End, type Line } from "./line.ts";
+import { End, type Line, SYN_AT_MS } from "./line.ts";
 import { Machine, Process } from "./machine.ts";
 import type { Random } from "./random.ts";
 import type { World } from "./world.ts";
@@ -342,10 +342,8 @@ export class SimRelayConnection extends EventEmitter<DerpClientEvents> implement
         this.#connectMs,
       );
       const tripMs = 2 * line.delayMs + line.jitterMs * this.#random.float();
-      process.setWorkTimer(() => {
-        if (this.#state !== "new") return;
-        if (signal?.aborted) return;
-        // Lost connection requests wait for the timeout, or the abort.
+      const attempt = (): void => {
+        if (this.#state !== "new" || signal?.aborted) return;
         if (line.isBlocked || relay?.machine.isAsleep) return;
         signal?.removeEventListener("abort", aborted);
         if (!relay?.isUp)
@@ -353,7 +351,8 @@ export class SimRelayConnection extends EventEmitter<DerpClientEvents> implement
         process.clearTimer(timeout);
         this.#open(relay, line);
         resolve();
-      }, tripMs);
+      };
+      for (const atMs of SYN_AT_MS) process.setWorkTimer(attempt, atMs + tripMs);
       if (signal?.aborted) return aborted();
       signal?.addEventListener("abort", aborted, { once: true });
     });

@@ -91,6 +91,39 @@ describe("courses of events that once went wrong", function () {
     assert.deepEqual(world.violations, []);
   });
 
+  it("a session that was over before its client heard of it is not begun a second time", async () => {
+    const { world, town, client, agent } = await talking(9);
+    client.node.endSession(client.node.sessions()[0].id);
+    await world.run(world.now + 5_000);
+    let served = 0;
+    agent.node.listen("once", (stream) => {
+      served++;
+      stream.on("error", () => undefined);
+      stream.resume();
+    });
+    const { onPacket } = client.relay;
+    const TRANSPORT = 4;
+    client.relay.onPacket = (packet) => packet.data[0] !== TRANSPORT && onPacket?.(packet);
+    const dialing = client.node.dial(agent.agentId, "once");
+    await world.run(world.now + 2_000);
+    const stream = await dialing;
+    let failure = "";
+    stream.on("error", (error) => {
+      failure = String(error);
+    });
+    stream.write("do this once");
+    await world.run(world.now + 2_000);
+    assert.equal(served, 1);
+    assert.ok(agent.node.endSession(agent.node.sessions()[0].id));
+    await world.run(world.now + 12_000, () => agent.node.held.sessions.length === 0);
+    assert.deepEqual(agent.node.held.sessions, [], "the agent still knows the session");
+    client.relay.onPacket = onPacket;
+    await world.run(world.now + 15_000, () => failure !== "");
+    assert.equal(served, 1);
+    assert.match(failure, /no longer knows this session|ended by its user/);
+    assert.deepEqual(town.world.violations, []);
+  });
+
   it("a session whose peer lost keys and memory hears of it with the first new keys, however long it was silent", async () => {
     const { world, town, agent, failed, lastWord } = await talking(7);
     agent.kill();

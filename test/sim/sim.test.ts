@@ -7,7 +7,7 @@ import { type Outcome, simulate } from "./simulate.ts";
 
 /** Others than the soak script begins with would be as good; these are always the same. */
 const FIRST_SEED = 1_000_000;
-const SEEDS = 100;
+const SEEDS = 140;
 const PER_TEST = 20;
 /** Each takes a second or two of a core; no promise is about that. */
 const NEVER_MS = 120_000;

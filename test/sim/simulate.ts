@@ -171,10 +171,13 @@ async function end(town: Town): Promise<void> {
   const nodes = town.nodes.filter(({ isRunning }) => isRunning);
   let left = nodes.length;
   for (const node of nodes)
-    node.node.close().then(() => {
-      left--;
-      town.checkEmpty(node);
-    });
+    node.node.close().then(() =>
+      // Whoever still waited for something hears of it in the same turn, but later.
+      world.after(0, () => {
+        left--;
+        town.checkEmpty(node);
+      }),
+    );
   await world.run(world.now + 30_000, () => left === 0);
   if (left > 0) world.violated("close() ends", `${left} nodes did not`);
   for (const node of nodes) node.kill();

@@ -1,7 +1,7 @@
 // A WebSocket pair on a virtual connection, as far as the coordinator's client and server use the one of `ws`.
 import { EventEmitter } from "node:events";
 import type { ClientOptions, WebSocket } from "ws";
-import { End, type Line } from "./line.ts";
+import { End, type Line, SYN_AT_MS } from "./line.ts";
 import type { Process } from "./machine.ts";
 import type { Random } from "./random.ts";
 
@@ -60,17 +60,22 @@ export class SimSocket extends EventEmitter {
       () => fail("Opening handshake has timed out"),
       options.handshakeTimeout ?? 10_000,
     );
-    process.setWorkTimer(
-      () => {
-        if (socket.readyState !== CONNECTING || line.isBlocked || server?.process.machine.isAsleep) return;
-        if (!server || server.process.isDead) return fail("connect ECONNREFUSED");
-        const [near, far] = End.pair<Message>(process, server.process, line, random);
-        socket.#attach(near);
-        new SimSocket(server.process).#serve(far, server.accept);
-        near.send({ kind: "upgrade", headers: options.headers as Record<string, string> }, 1_024);
-      },
-      2 * line.delayMs + line.jitterMs * random.float(),
-    );
+    const tripMs = 2 * line.delayMs + line.jitterMs * random.float();
+    const attempt = (): void => {
+      if (
+        socket.readyState !== CONNECTING ||
+        socket.#end ||
+        line.isBlocked ||
+        server?.process.machine.isAsleep
+      )
+        return;
+      if (!server || server.process.isDead) return fail("connect ECONNREFUSED");
+      const [near, far] = End.pair<Message>(process, server.process, line, random);
+      socket.#attach(near);
+      new SimSocket(server.process).#serve(far, server.accept);
+      near.send({ kind: "upgrade", headers: options.headers as Record<string, string> }, 1_024);
+    };
+    for (const atMs of SYN_AT_MS) process.setWorkTimer(attempt, atMs + tripMs);
     return socket as unknown as WebSocket;
   }
 

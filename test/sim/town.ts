@@ -54,6 +54,8 @@ export class Town {
   };
   /** Revocations went with it. */
   hasLostStore = false;
+  /** By client and session: since when it stands still though all is well. */
+  readonly stalledSince = new Map<string, number>();
   /** By node and session: the lane it was on when all had been well for a while. */
   readonly settledLanes = new Map<string, number>();
   /** The coordinator's clock was set so far that grants end early, or live longer. */
@@ -281,7 +283,8 @@ export class Town {
     if (kind === 0 && this.#stolen.length > 0) return random.pick(this.#stolen);
     if (kind === 1) return random.bytes(random.int(0, 400));
     const now = this.coordination.process.wallClockMs();
-    const isExpired = kind === 2;
+    // Where the coordinator's clock was set, an agent may go by the one of before for some seconds more.
+    const isExpired = kind === 2 && !this.isClockFar;
     const { signer } = this.coordination;
     const other = signerFrom(random);
     return encodeStatement(
