@@ -68,6 +68,8 @@ const SILENCE_TIMEOUT_MS = 31_000;
 /** After a sleep: a living connection answers a ping sooner than this. */
 const CHECK_TIMEOUT_MS = 3_000;
 const CONNECT_TIMEOUT_MS = 10_000;
+/** Two clocks read one after the other differ by less. */
+const MIN_SLEEP_MS = 1_000;
 /** For connecting, where that is needed, and the answer. */
 const REQUEST_TIMEOUT_MS = 15_000;
 /** Connections that may be lost under one request before it fails: it may be what ends them. */
@@ -129,6 +131,8 @@ export class CoordinatorClient implements Coordinator {
   #resumeToken: string | undefined;
   readonly #runtime: Runtime;
   #clockOffsetMs: number;
+  /** By how much the time since boot was ahead of monotonic time at that moment. */
+  #bootOffsetAtWelcomeMs: number;
   #retry: Timer | undefined;
   #silence: Timer | undefined;
   #lastError: CoordinatorError | undefined;
@@ -137,6 +141,7 @@ export class CoordinatorClient implements Coordinator {
     this.#options = options;
     this.#runtime = options.runtime ?? systemRuntime;
     this.#clockOffsetMs = this.#runtime.wallClockMs() - this.#runtime.nowMs();
+    this.#bootOffsetAtWelcomeMs = this.#bootOffsetMs();
     this.#homeRegion = options.homeRegion;
   }
 
@@ -145,7 +150,13 @@ export class CoordinatorClient implements Coordinator {
   }
 
   nowMs(): number {
-    return this.#runtime.nowMs() + this.#clockOffsetMs;
+    // Monotonic time may stand still while the machine sleeps; grants made meanwhile must not seem to be of the future.
+    const sleptMs = this.#bootOffsetMs() - this.#bootOffsetAtWelcomeMs;
+    return this.#runtime.nowMs() + this.#clockOffsetMs + (sleptMs > MIN_SLEEP_MS ? sleptMs : 0);
+  }
+
+  #bootOffsetMs(): number {
+    return this.#runtime.uptimeMs() - this.#runtime.nowMs();
   }
 
   /** Starts connecting (and keeps reconnecting). @returns once welcomed @throws {CoordinatorError} when the first try fails for good */
@@ -422,6 +433,7 @@ export class CoordinatorClient implements Coordinator {
 
   #welcome(message: Extract<CoordinatorMessage, { type: "welcome" }>): void {
     this.#clockOffsetMs = message.serverTimeMs - this.#runtime.nowMs();
+    this.#bootOffsetAtWelcomeMs = this.#bootOffsetMs();
     this.signingKeys = message.signingKeys;
     this.agentId = message.agentId;
     this.#resumeToken = message.resumeToken;

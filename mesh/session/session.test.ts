@@ -1,7 +1,7 @@
 // The rules of a session, one by one: HELLO, streams, limits, closing, resuming.
 import assert from "node:assert/strict";
 import { utf8 } from "../wire/bytes.ts";
-import { CLOSE_CODES, encodePacket, MAX_GRANT_BYTES } from "../wire/session.ts";
+import { CLOSE_CODES, decodePacket, encodePacket, MAX_GRANT_BYTES } from "../wire/session.ts";
 import { admitted, type Encodable, HandFed, hello, ID, NONE, TAG } from "./hand-fed.ts";
 import { Session } from "./session.ts";
 import { connected, eventsOf, readAll, SimulatedNetwork, settle } from "./testing.ts";
@@ -266,6 +266,27 @@ describe("streams", () => {
     const last = fed.sentNumbers.at(-1)!;
     fed.feed({ kind: "ack", echo: last, delayUs: 0, ranges: [[0, last]] });
     assert.equal(fed.agent.stats.streams, 0);
+  });
+
+  it("whose OPEN was about to be said again when its ACK came send what was lost meanwhile", () => {
+    const client = new Session({ role: "client", sessionId: ID, now: 0 });
+    client.addLane(1, 0);
+    client.addLane(2, 0);
+    const stream = client.openStream("x", NONE, 0);
+    client.write(stream, utf8("first"));
+    assert.ok(client.nextPacket(1, 65_000, 0));
+    client.write(stream, utf8("second"));
+    client.end(stream);
+    assert.ok(client.nextPacket(2, 65_000, 0));
+    // The probe timeout wants the oldest packet, OPEN included, to be said again; before it is, the other path dies.
+    const at = client.nextTimeout()!;
+    client.handleTimeout(at);
+    client.removeLane(2, at);
+    const ack: Encodable = { kind: "ack", echo: 0, delayUs: 0, ranges: [[0, 0]] };
+    client.receivePacket(encodePacket(TAG, 0, [hello(), ack]), 1, at);
+    const frames = decodePacket(client.nextPacket(1, 65_000, at)!.slice()).frames;
+    const again = frames.flatMap((frame) => (frame.kind === "stream" ? [[frame.offset, frame.fin]] : []));
+    assert.deepEqual(again, [[5, true]]);
   });
 
   it("whose OPEN comes last are told in order all the same", () => {

@@ -399,8 +399,11 @@ export class Streams {
     if (frame.kind === "stream") {
       this.#bufferedBytes -= frame.stream.send.onAcked(frame.offset, frame.length, frame.fin);
       if (this.#sendReserveBytes > 0) this.#giveReserve(SURE_SEND_BYTES);
-    } else if (frame.kind === "open") frame.stream.onOpenAcked();
-    else if (frame.kind === "reset") frame.stream.send.onResetAcked();
+    } else if (frame.kind === "open") {
+      frame.stream.onOpenAcked();
+      // What was written or lost while the OPEN was to be said again waited for that.
+      this.#activate(frame.stream);
+    } else if (frame.kind === "reset") frame.stream.send.onResetAcked();
     else if (frame.kind === "stop" && frame.stream.stop) frame.stream.stop.state = "acked";
     if ("stream" in frame) this.#forgetIfDone(frame.stream);
   }

@@ -162,6 +162,7 @@ function isExcused(town: Town, { startedAt, dialFailed, half, userId, client, ag
   const { revoked, unknownSession, normal } = CLOSE_CODES;
   const isCut = [revoked, unknownSession, normal].some(({ code }) => code === error?.closeCode);
   if (isCut && (town.revoked.has(userId) || town.endedBy.has(client) || town.endedBy.has(agent))) return true;
+  if (dialFailed?.startsWith("ERR_NODE_CLOSED")) return true; // it was about to leave
   if (startedAt >= town.wellAt) return false;
   return dialFailed !== undefined || error?.message.startsWith("the agent did not answer") === true;
 }

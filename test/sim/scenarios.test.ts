@@ -124,6 +124,27 @@ describe("courses of events that once went wrong", function () {
     assert.deepEqual(town.world.violations, []);
   });
 
+  it("an agent that naps again and again, its connections alive, still knows what time it is", async () => {
+    const { world, town, client, agent } = await talking(12);
+    const { accepted } = town.coordination.coordinator.stats;
+    for (let i = 0; i < 10; i++) {
+      agent.machine.sleep();
+      await world.run(world.now + 10_000);
+      agent.machine.wake();
+      await world.run(world.now + 20_000);
+    }
+    assert.equal(town.coordination.coordinator.stats.accepted, accepted, "it has connected anew");
+    assert.equal(agent.machine.clockCountsSleep, false, "choose a seed whose machine's clock stands still");
+    const behindMs = town.coordination.process.wallClockMs() - agent.coordinator.nowMs();
+    assert.ok(Math.abs(behindMs) < 2_000, `${behindMs} ms behind`);
+    client.node.endSession(client.node.sessions()[0].id);
+    await world.run(world.now + 5_000);
+    const dialing = client.node.connect(agent.agentId);
+    await world.run(world.now + 5_000);
+    await dialing;
+    assert.deepEqual(world.violations, []);
+  });
+
   it("a session whose peer lost keys and memory hears of it with the first new keys, however long it was silent", async () => {
     const { world, town, agent, failed, lastWord } = await talking(7);
     agent.kill();
