@@ -79,7 +79,7 @@ describe("short queues", () => {
   it("are shorter still where the round trip is next to nothing", () => {
     const { utilization, echoMs, lost } = measure({ bytesPerMs: 200 * MBIT, delayMs: 0.2 }, 1_000, 3_000);
     assert.ok(utilization > 0.9, `used ${utilization}`);
-    assert.ok(echoMs.p95 <= 9, `echo p95 ${echoMs.p95}, p50 ${echoMs.p50}`);
+    assert.ok(echoMs.p95 <= 11, `echo p95 ${echoMs.p95}, p50 ${echoMs.p50}`);
     assert.equal(lost, 0);
   });
 

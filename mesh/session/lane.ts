@@ -8,11 +8,10 @@ import type { SentPacket } from "./recovery.ts";
 /** A queue this long on top of the base round trip: enough to find more bandwidth, too short to feel. */
 export const QUEUE_MS = 10;
 /**
- * The same where the round trip is next to nothing: what has to be covered there is a pause of an event loop, and the
- * measured rate is that of the best moments, so that a queue is up to twice as long as meant. Half a round trip is
- * added, so that from 12 ms on it is QUEUE_MS.
+ * The same where the round trip is next to nothing: what has to be covered there is a pause of an event loop. Half a
+ * round trip is added, so that from 10 ms on it is QUEUE_MS.
  */
-const NEAR_QUEUE_MS = 4;
+const NEAR_QUEUE_MS = 5;
 /** A packet takes this long on the wire at the measured rate: a keystroke behind it waits no longer. */
 export const PACKET_MS = 3;
 const MIN_PACKET_BYTES = 1_200;
@@ -80,6 +79,8 @@ export class Lane {
   #rttVarMs = 0;
   #minRttMs: number | undefined;
   #minRttAt = 0;
+  /** The next sample replaces the minimum, whatever it is. */
+  #isMinRttOld = false;
 
   #deliveredBytes = 0;
   #deliveredAt: number;
@@ -88,12 +89,16 @@ export class Lane {
   #appLimitedUntil = 0;
   #roundEndsAtDelivered = 0;
   #roundRates: number[] = [0]; // bytes per ms, highest per round, newest last
+  /** The highest of them: what the lane can do. */
   #rate = 0;
+  /** Their mean: how fast a queue drains, which the best moment says nothing about. */
+  #meanRate = 0;
   #phase: "start" | "steady" | "drain" = "start";
   #startBytes = START_IN_FLIGHT_BYTES;
   #fullRate = 0;
   #roundsWithoutGrowth = 0;
   #drainEndsAt = 0;
+  #drainBytes = 0;
   /** In flight at most, after loss; grows back slowly. */
   #capBytes = MAX_IN_FLIGHT_BYTES;
   #hadLossInRound = false;
@@ -114,10 +119,11 @@ export class Lane {
   /** Bytes that may be in flight now. */
   get maxInFlightBytes(): number {
     if (this.#phase === "start") return Math.min(this.#startBytes, MAX_IN_FLIGHT_BYTES);
+    if (this.#phase === "drain") return this.#drainBytes;
     const minRttMs = this.#minRttMs ?? DEFAULT_RTT_MS;
-    let bytes = this.#rate * (minRttMs + Math.min(NEAR_QUEUE_MS + minRttMs / 2, QUEUE_MS));
-    if (this.#phase === "drain") bytes = (this.#rate * minRttMs) / 2;
-    else if (this.lossy) bytes = Math.max(bytes, this.#rate * minRttMs * 3);
+    const queueMs = Math.min(NEAR_QUEUE_MS + minRttMs / 2, QUEUE_MS);
+    let bytes = this.#rate * minRttMs + (this.#meanRate || this.#rate) * queueMs;
+    if (this.lossy) bytes = Math.max(bytes, this.#rate * minRttMs * 3);
     else bytes = Math.min(bytes, this.#capBytes);
     return Math.min(Math.max(bytes, 2 * this.packetBytes, 4 * MIN_PACKET_BYTES), MAX_IN_FLIGHT_BYTES);
   }
@@ -195,8 +201,9 @@ export class Lane {
       this.#rttVarMs = 0.75 * this.#rttVarMs + 0.25 * Math.abs(smoothed - value);
       this.#smoothedRttMs = 0.875 * smoothed + 0.125 * value;
     }
-    if (this.#minRttMs === undefined || value <= this.#minRttMs) {
+    if (this.#minRttMs === undefined || this.#isMinRttOld || value <= this.#minRttMs) {
       this.#minRttMs = value;
+      this.#isMinRttOld = false;
       this.#minRttAt = now;
     }
     // The queue is longer than it may get: more would not be faster.
@@ -260,6 +267,9 @@ export class Lane {
         this.#roundsWithoutGrowth = 0;
       } else if (++this.#roundsWithoutGrowth >= 3) this.#phase = "steady";
     }
+    let sum = 0;
+    for (const rate of this.#roundRates) sum += rate;
+    this.#meanRate = sum / this.#roundRates.length;
     this.#roundRates.push(0);
     if (this.#roundRates.length > RATE_ROUNDS) {
       this.#roundRates.shift();
@@ -275,9 +285,12 @@ export class Lane {
 
   /** Our own short queue hides in every sample: let it drain for a moment to see the base round trip again. */
   #measureAnew(now: number): void {
+    const minRttMs = this.#minRttMs ?? DEFAULT_RTT_MS;
     this.#phase = "drain";
-    this.#drainEndsAt = now + Math.max(2 * (this.#minRttMs ?? DEFAULT_RTT_MS), QUEUE_MS);
-    this.#minRttMs = undefined;
+    this.#drainBytes = Math.min(Math.max((this.#rate * minRttMs) / 2, 1), MAX_IN_FLIGHT_BYTES);
+    // What is under way has to arrive first; what is sent then comes back after the base round trip.
+    this.#drainEndsAt = now + Math.max((this.#smoothedRttMs ?? 0) + minRttMs, QUEUE_MS);
+    this.#isMinRttOld = true;
     this.#minRttAt = now;
   }
 }
