@@ -63,6 +63,16 @@ describe("DERP handshake boxes", () => {
     }
   });
 
+  it("who owns a key comes in under one spelling of it", () => {
+    const nonce = hex(boxes.clientInfo.nonce);
+    const other = client.publicKey.map((byte, i) => (i === 31 ? byte | 0x80 : byte));
+    assert.deepEqual(sharedKey(other, server.privateKey), shared, "X25519 takes it for the same key");
+    const frame = sealClientInfo({ version: 2, canAckPings: true }, other, shared, nonce);
+    assert.throws(() => openClientInfo(frame.subarray(HEADER_BYTES), server.privateKey), {
+      code: "ERR_BAD_VALUE",
+    });
+  });
+
   it("a key that everybody can open boxes with proves nothing", () => {
     // RFC 7748 section 6.1: points of low order; these three are 0, 1 and one of order 8.
     for (const point of [

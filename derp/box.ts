@@ -3,6 +3,7 @@
 import nacl from "tweetnacl";
 import { nativeKeyPair } from "../mesh/node/x25519.ts";
 import { equalBytes, fromHex, utf8 } from "../mesh/wire/bytes.ts";
+import { isCanonicalPublicKey } from "../mesh/wire/curve.ts";
 import {
   type ClientInfo,
   decodeClientInfo,
@@ -93,6 +94,8 @@ export function openClientInfo(
 ): { key: Uint8Array; info: ClientInfo; shared: Uint8Array } {
   const frame = decodeFrame(FRAME.clientInfo, body);
   if (frame.kind !== "clientInfo") throw new WireError("ERR_UNEXPECTED_FRAME", "not a ClientInfo");
+  if (!isCanonicalPublicKey(frame.key))
+    throw new WireError("ERR_BAD_VALUE", "the key is another spelling of a public key");
   const shared = sharedKey(frame.key, serverPrivateKey);
   const json = nacl.box.open.after(frame.box, frame.nonce, shared);
   if (!json) throw new WireError("ERR_BAD_VALUE", "the sender of ClientInfo does not own its key");

@@ -4,7 +4,7 @@ import { nodeCrypto } from "../node/crypto.ts";
 import { concatBytes, fromUtf8, toHex, utf8 } from "../wire/bytes.ts";
 import { MAX_PLAINTEXT_BYTES } from "../wire/wireguard.ts";
 import { MacWriter } from "./cookie.ts";
-import { WireGuardError } from "./crypto.ts";
+import { type WireGuardCrypto, WireGuardError } from "./crypto.ts";
 import {
   type DeviceOptions,
   type DeviceOutput,
@@ -370,6 +370,20 @@ describe("WireGuard device: what others send", () => {
     damage(agent.device, data, () => false);
     agent.device.receive(data, HERE, net.now, EPOCH_MS + net.now);
     assert.deepEqual(kinds(agent.device.takeOutputs()), ["established", "packet"]);
+  });
+
+  it("another spelling of a public key is no second peer", () => {
+    const other = (key: Uint8Array) => Uint8Array.from(key, (byte, i) => (i === 31 ? byte | 0x80 : byte));
+    const keyPair: WireGuardCrypto["keyPair"] = (privateKey) => {
+      const { publicKey, shared } = nodeCrypto.keyPair(privateKey);
+      return { publicKey: other(publicKey), shared };
+    };
+    const { net, client, agent } = setup({ client: { crypto: { ...nodeCrypto, keyPair } } });
+    net.initiate(client, agent);
+    net.run(1_000);
+    assert.ok(agent.device.counters.forgedHandshakes > 0);
+    assert.deepEqual([agent.device.size.peers, agent.events], [0, []]);
+    assert.throws(() => agent.device.initiate(client.device.publicKey, net.now, EPOCH_MS), WireGuardError);
   });
 
   it("arbitrary bytes do nothing", () => {

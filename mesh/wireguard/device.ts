@@ -31,7 +31,7 @@ import {
   writeInitiation,
   writeResponse,
 } from "./noise.ts";
-import { Peer } from "./peer.ts";
+import { Peer, sharedWithPeer } from "./peer.ts";
 import { Tai64nClock } from "./tai64n.ts";
 
 export type { Source } from "./cookie.ts";
@@ -422,7 +422,7 @@ export class WireGuardDevice {
       (remoteStatic) => {
         peer = this.#peers.get(mapKey(remoteStatic));
         refused = !peer && !this.#mayTake();
-        shared = peer?.shared ?? (refused ? undefined : this.#identity.shared(remoteStatic));
+        shared = peer?.shared ?? (refused ? undefined : sharedWithPeer(this.#identity, remoteStatic));
         return shared;
       },
     );
@@ -648,7 +648,7 @@ export class WireGuardDevice {
     const known = this.#peers.get(mapKey(publicKey));
     if (known) return known;
     checkKey(publicKey, "the peer's public key");
-    const shared = this.#identity.shared(publicKey);
+    const shared = sharedWithPeer(this.#identity, publicKey);
     if (equalBytes(publicKey, this.publicKey))
       throw new WireGuardError("ERR_BAD_KEY", "the peer's public key is this node's own");
     if (!shared)

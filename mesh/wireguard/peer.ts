@@ -1,6 +1,7 @@
 // What a device knows of one other node: its keypairs, its handshake under way, its deadlines. Rules in device.ts.
+import { isCanonicalPublicKey } from "../wire/curve.ts";
 import { MacWriter } from "./cookie.ts";
-import type { WireGuardCrypto } from "./crypto.ts";
+import type { WireGuardCrypto, X25519KeyPair } from "./crypto.ts";
 import type { Keypair } from "./keypair.ts";
 import type { SentInitiation } from "./noise.ts";
 import { NO_PSK } from "./noise.ts";
@@ -23,6 +24,10 @@ export interface Attempt {
   retryAt: number;
   giveUpAt: number;
 }
+
+/** @returns undefined for a point of low order, and for another spelling of a key, under which its owner would be a second peer */
+export const sharedWithPeer = (identity: X25519KeyPair, publicKey: Uint8Array): Uint8Array | undefined =>
+  isCanonicalPublicKey(publicKey) ? identity.shared(publicKey) : undefined;
 
 export class Peer {
   readonly publicKey: Uint8Array;
