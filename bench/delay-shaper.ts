@@ -4,6 +4,7 @@
 // Timers count whole milliseconds and fire late, so what is due within one goes too: right on average, give or take one.
 import { createSocket, type Socket } from "node:dgram";
 import { once } from "node:events";
+import { seededRandom } from "../mesh/wire/testing.ts";
 
 export interface Shape {
   /** One way. */
@@ -23,17 +24,6 @@ const MAX_QUEUE_MS = 100;
 const MAX_QUEUE_BYTES = 256 << 20;
 const SOCKET_BUFFER_BYTES = 4 << 20;
 
-/** mulberry32. @returns 0 <= n < 1 */
-function randomOf(seed: number): () => number {
-  let state = seed >>> 0;
-  return () => {
-    state = (state + 0x6d2b79f5) >>> 0;
-    let t = Math.imul(state ^ (state >>> 15), state | 1);
-    t ^= t + Math.imul(t ^ (t >>> 7), t | 61);
-    return ((t ^ (t >>> 14)) >>> 0) / 2 ** 32;
-  };
-}
-
 /** One direction: what arrives at `from` leaves at `to` for `port`. */
 class Direction {
   #to: Socket;
@@ -50,13 +40,13 @@ class Direction {
     this.#to = to;
     this.#port = port;
     this.#shape = shape;
-    this.#random = randomOf(shape.seed);
+    this.#random = seededRandom(shape.seed);
     from.on("message", (bytes) => this.#take(bytes));
   }
 
   set shape(shape: Shape) {
     this.#shape = shape;
-    this.#random = randomOf(shape.seed);
+    this.#random = seededRandom(shape.seed);
   }
 
   #take(bytes: Uint8Array): void {

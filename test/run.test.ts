@@ -202,7 +202,7 @@ describe("a run in batches", () => {
       [
         batch(
           "a",
-          `it("waits", (done) => { require("node:fs").writeFileSync(${JSON.stringify(stopIt)}, ""); setTimeout(done, 300); });\nit("comes later", () => {});`,
+          `it("waits", (done) => { process.once("SIGTERM", () => done()); require("node:fs").writeFileSync(${JSON.stringify(stopIt)}, ""); });\nit("comes later", () => {});`,
         ),
         batch("b", passes),
       ],

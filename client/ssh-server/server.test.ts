@@ -33,7 +33,7 @@ const has = (program: string) => {
 };
 
 async function until(condition: () => boolean): Promise<void> {
-  for (let tries = 0; tries < 1_000; tries++) {
+  for (let tries = 0; tries < 4_000; tries++) {
     if (condition()) return;
     await new Promise((resolve) => setTimeout(resolve, 5));
   }
@@ -281,8 +281,15 @@ describe("the SSH server behind `coder ssh --stdio`", function () {
   });
 
   it("a client with keepalives waits for a workspace that starts, also with a forward to ask for first", async () => {
-    lab.connection = () => new Promise((resolve) => setTimeout(() => resolve(lab.agent()), 3_600));
-    const args = ["-o", "ServerAliveInterval=1", "-o", "ServerAliveCountMax=2", "-R", "0:127.0.0.1:9"];
+    const log = path.join(lab.dir, "ssh.log");
+    /** Requests the client has sent: its forward, then one keepalive a second. */
+    const requests = () => fs.readFileSync(log, "utf8").match(/send packet: type 80/g)?.length ?? 0;
+    lab.connection = async () => {
+      await until(() => requests() >= 5);
+      return lab.agent();
+    };
+    const keepalives = ["-o", "ServerAliveInterval=1", "-o", "ServerAliveCountMax=2"];
+    const args = [...keepalives, "-vvv", "-E", log, "-R", "0:127.0.0.1:9"];
     const done = await lab.ssh("echo there", args);
     assert.equal(done.stdout.toString(), "there\n", done.stderr);
   });

@@ -1,22 +1,13 @@
 // A client and an agent session on a simulated network and virtual time, for tests: links with delay, jitter, rate,
 // a bounded queue, loss, duplication, reordering; cut, replaced, gone silent. Everything random comes from the seed.
+
+import { seededRandom } from "../wire/testing.ts";
 import { DEFAULT_LIMITS, type SessionEvent } from "./events.ts";
 import type { LaneOptions } from "./lane.ts";
 import { Session, type SessionOptions } from "./session.ts";
 
 export type Side = "client" | "agent";
 export const other = (side: Side): Side => (side === "client" ? "agent" : "client");
-
-/** Numbers in [0, 1), the same for the same seed (mulberry32). */
-export function seededRandom(seed: number): () => number {
-  let state = seed >>> 0;
-  return () => {
-    state = (state + 0x6d2b79f5) >>> 0;
-    let mixed = Math.imul(state ^ (state >>> 15), state | 1);
-    mixed ^= mixed + Math.imul(mixed ^ (mixed >>> 7), mixed | 61);
-    return ((mixed ^ (mixed >>> 14)) >>> 0) / 0x1_0000_0000;
-  };
-}
 
 export interface LinkOptions {
   delayMs?: number;

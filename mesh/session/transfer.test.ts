@@ -1,8 +1,9 @@
 // Whole sessions over bad networks: every byte arrives once and in order, and nothing is left behind.
 import assert from "node:assert/strict";
 import fc from "fast-check";
+import { seededRandom } from "../wire/testing.ts";
 import type { SessionEvent } from "./events.ts";
-import { type LinkOptions, type Side, SimulatedNetwork, seededRandom } from "./testing.ts";
+import { type LinkOptions, type Side, SimulatedNetwork } from "./testing.ts";
 
 const pattern = Uint8Array.from({ length: 65_521 }, seededByte(99));
 

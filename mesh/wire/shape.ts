@@ -15,8 +15,7 @@ export interface Shape<T, I = T> {
 type Infer<S> = S extends Shape<infer T, infer _> ? T : never;
 type Input<S> = S extends Shape<infer _, infer I> ? I : never;
 type Simple<T> = { [K in keyof T]: T[K] } & {};
-// biome-ignore lint/suspicious/noExplicitAny: any shape at all
-type AnyShape = Shape<any, any>;
+type AnyShape = Shape<unknown, unknown>;
 type Members = Record<string, AnyShape>;
 type OptionalKeys<M extends Members> = {
   [K in keyof M]: undefined extends Infer<M[K]> ? K : never;

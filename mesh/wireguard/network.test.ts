@@ -2,8 +2,9 @@ import assert from "node:assert/strict";
 import fc from "fast-check";
 import { nodeCrypto } from "../node/crypto.ts";
 import { fromUtf8, utf8 } from "../wire/bytes.ts";
+import { seededRandom } from "../wire/testing.ts";
 import { WireGuardDevice } from "./device.ts";
-import { CALM, EPOCH_MS, type Node, SimulatedNetwork, seededBytes, seededRandom } from "./testing.ts";
+import { CALM, EPOCH_MS, type Node, SimulatedNetwork, seededBytes } from "./testing.ts";
 
 const seed = 77_001;
 const STORM_MS = 400_000; // over two lifetimes of keys

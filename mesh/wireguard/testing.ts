@@ -1,17 +1,7 @@
 // For tests: devices on a network in virtual time that loses, repeats, delays and so reorders, all from one seed.
 import { toHex } from "../wire/bytes.ts";
+import { seededRandom } from "../wire/testing.ts";
 import type { DeviceOutput, Source, WireGuardDevice } from "./device.ts";
-
-/** Repeatable, not random: mulberry32. @returns numbers in [0, 1) */
-export function seededRandom(seed: number): () => number {
-  let state = seed >>> 0;
-  return () => {
-    state = (state + 0x6d2b79f5) >>> 0;
-    let t = Math.imul(state ^ (state >>> 15), state | 1);
-    t ^= t + Math.imul(t ^ (t >>> 7), t | 61);
-    return ((t ^ (t >>> 14)) >>> 0) / 0x1_0000_0000;
-  };
-}
 
 export function seededBytes(seed: number): (count: number) => Uint8Array {
   const random = seededRandom(seed);

@@ -14,27 +14,7 @@ import { decodeHeader, encodeMessage } from "../../mesh/wire/channel.ts";
 import { encodeMetadata } from "../../mesh/wire/forward.ts";
 import { bundle, type Finished, Sandbox } from "./sandbox.ts";
 import { Person, TestServer } from "./server.ts";
-
-const template = (tokenFile: string): string => `terraform {
-  required_providers {
-    coder = { source = "coder/coder" }
-  }
-}
-data "coder_workspace" "me" {}
-data "coder_provisioner" "me" {}
-resource "coder_agent" "main" {
-  os   = data.coder_provisioner.me.os
-  arch = data.coder_provisioner.me.arch
-}
-resource "terraform_data" "token" {
-  count = data.coder_workspace.me.start_count
-  provisioner "local-exec" {
-    command = "umask 077; printf %s \\"$TOKEN\\" > '${tokenFile}'"
-    quiet   = true
-    environment = { TOKEN = nonsensitive(coder_agent.main.token) }
-  }
-}
-`;
+import { tokenTemplate } from "./token-template.ts";
 
 const newToken = () => randomBytes(16).toString("base64");
 
@@ -58,7 +38,7 @@ describe("a hostile agent", function () {
     server = await TestServer.start(sandbox);
     alice = await Person.first(sandbox, server.url, "alice");
     const tokenFile = path.join(sandbox.dir, "agent-token");
-    await alice.mustPush("bare", template(tokenFile));
+    await alice.mustPush("bare", tokenTemplate(tokenFile));
     await alice.must("create", "evil", "--template", "bare", "--yes");
     const logger = pino({ level: "silent" }, new Writable({ write: (_c, _e, done) => done() }));
     node = await connectAgentMesh({ url: server.url, token: readFileSync(tokenFile, "utf8"), logger });

@@ -1,20 +1,13 @@
-// Numbers that look random and are the same for the same seed (mulberry32), and the choices made with them.
+// Numbers that look random and are the same for the same seed, and the choices made with them.
+import { seededRandom } from "../../mesh/wire/testing.ts";
 
 export class Random {
-  #state: number;
+  /** In [0, 1). */
+  readonly next: () => number;
 
   /** `seed`: any integer; its low 32 bits count. */
   constructor(seed: number) {
-    this.#state = seed >>> 0;
-  }
-
-  /** In [0, 1). */
-  next(): number {
-    this.#state = (this.#state + 0x6d2b79f5) >>> 0;
-    const state = this.#state;
-    let mixed = Math.imul(state ^ (state >>> 15), state | 1);
-    mixed ^= mixed + Math.imul(mixed ^ (mixed >>> 7), mixed | 61);
-    return ((mixed ^ (mixed >>> 14)) >>> 0) / 0x1_0000_0000;
+    this.next = seededRandom(seed);
   }
 
   /** An integer in 0..limit - 1; 0 for a limit of 0. */

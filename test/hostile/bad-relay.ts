@@ -13,6 +13,7 @@ import {
   HEADER_BYTES,
   maxClientBodyBytes,
 } from "../../mesh/wire/derp.ts";
+import { seededRandom } from "../../mesh/wire/testing.ts";
 import { meshLab } from "../mesh-lab.ts";
 import type { Functions } from "./part-main.ts";
 
@@ -33,22 +34,11 @@ export interface Badness {
 
 const HELD_PACKETS = 8;
 
-/** xorshift32: the same seed, the same deeds. */
-function randomOf(seed: number): () => number {
-  let state = seed | 1;
-  return () => {
-    state ^= state << 13;
-    state ^= state >>> 17;
-    state ^= state << 5;
-    return (state >>> 0) / 2 ** 32;
-  };
-}
-
 export async function badRelay({ seed }: { seed: number }): Promise<Functions> {
   const lab = await meshLab();
   const honest = lab.relay;
   const keys = keyPair();
-  const random = randomOf(seed);
+  const random = seededRandom(seed);
   const clients = new Map<string, { key: Uint8Array; socket: Duplex }>();
   const held: { to: Duplex; frame: Uint8Array; left: number }[] = [];
   let badness: Badness = {};

@@ -7,6 +7,8 @@ import path from "node:path";
 import { WebSocket } from "ws";
 import { Sandbox } from "../e2e/sandbox.ts";
 import { Person, TestServer } from "../e2e/server.ts";
+import { tokenTemplate } from "../e2e/token-template.ts";
+import { needsProc } from "../skip.ts";
 
 const MIB = 1 << 20;
 const LOG_BYTES = MIB;
@@ -15,30 +17,11 @@ const FOLLOWERS = 100;
 const HUNGRY = 25;
 const REQUESTS_A_MINUTE = 512;
 
-const template = (tokenFile: string): string => `terraform {
-  required_providers {
-    coder = { source = "coder/coder" }
-  }
-}
-data "coder_workspace" "me" {}
-data "coder_provisioner" "me" {}
-resource "coder_agent" "main" {
-  os   = data.coder_provisioner.me.os
-  arch = data.coder_provisioner.me.arch
-}
-resource "coder_script" "flood" {
+const script = `resource "coder_script" "flood" {
   agent_id     = coder_agent.main.id
   display_name = "flood"
   script       = "true"
   run_on_start = true
-}
-resource "terraform_data" "token" {
-  count = data.coder_workspace.me.start_count
-  provisioner "local-exec" {
-    command = "umask 077; printf %s \\"$TOKEN\\" > '${tokenFile}'"
-    quiet   = true
-    environment = { TOKEN = nonsensitive(coder_agent.main.token) }
-  }
 }
 `;
 
@@ -59,16 +42,13 @@ describe("floods of the control plane", function () {
   const sockets: WebSocket[] = [];
 
   before(async function () {
-    if (process.platform !== "linux") {
-      console.log("skipped: needs /proc");
-      this.skip();
-    }
+    needsProc(this);
     sandbox = new Sandbox();
     server = await TestServer.start(sandbox);
     alice = await Person.first(sandbox, server.url, "alice");
     bob = await alice.invite("bob");
     const tokenFile = path.join(sandbox.dir, "agent-token");
-    await alice.mustPush("bare", template(tokenFile));
+    await alice.mustPush("bare", tokenTemplate(tokenFile, script));
     await alice.must("create", "evil", "--template", "bare", "--yes");
     agentToken = readFileSync(tokenFile, "utf8");
     const manifest = JSON.parse((await ask("GET", "/workspaceagents/me/manifest", agentToken)).text) as {

@@ -4,6 +4,7 @@ import assert from "node:assert/strict";
 import { randomUUID } from "node:crypto";
 import type { MeshStream } from "../../mesh/node/node.ts";
 import { toBase64 } from "../../mesh/wire/bytes.ts";
+import { needsProc } from "../skip.ts";
 import type { Lie } from "./server.ts";
 import { costOf, MIB, roundTrip, World } from "./world.ts";
 
@@ -13,10 +14,7 @@ describe("a coordinator that lies", function () {
   let stream: MeshStream;
 
   before(async function () {
-    if (process.platform !== "linux") {
-      console.log("skipped: needs /proc");
-      this.skip();
-    }
+    needsProc(this);
     world = await World.begin();
     stream = await world.echo();
   });

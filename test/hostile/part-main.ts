@@ -6,8 +6,8 @@ import { reader } from "./reader.ts";
 import { rogue } from "./rogue.ts";
 import { server } from "./server.ts";
 
-// biome-ignore lint/suspicious/noExplicitAny: the parent's test says what goes in and comes out
-export type Functions = Record<string, (...args: any[]) => unknown>;
+/** What goes in and comes out is between a role and the test that calls it. */
+export type Functions = Record<string, (...args: never[]) => unknown>;
 
 const roles: Record<Role, (options: never) => Promise<Functions>> = {
   server,
@@ -23,7 +23,7 @@ async function answer({ id, name, args }: Request): Promise<void> {
   const reply: Reply = { id };
   try {
     if (name === "start") functions = await role(args[0] as never);
-    else reply.result = await functions[name](...args);
+    else reply.result = await functions[name](...(args as never[]));
   } catch (error) {
     reply.error = error instanceof Error ? `${error.name}: ${error.message}` : String(error);
   }

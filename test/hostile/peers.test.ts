@@ -3,6 +3,7 @@
 import assert from "node:assert/strict";
 import type { MeshStream } from "../../mesh/node/node.ts";
 import { CLOSE_CODES } from "../../mesh/wire/session.ts";
+import { needsProc } from "../skip.ts";
 import type { Part } from "./part.ts";
 import type { Outcome } from "./rogue.ts";
 import { costOf, MIB, roundTrip, World } from "./world.ts";
@@ -17,10 +18,7 @@ describe("hostile peers of an agent", function () {
   let honest: MeshStream;
 
   before(async function () {
-    if (process.platform !== "linux") {
-      console.log("skipped: needs /proc");
-      this.skip();
-    }
+    needsProc(this);
     world = await World.begin();
     rogue = await world.part("rogue");
     honest = await world.echo();

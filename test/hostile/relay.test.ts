@@ -86,11 +86,7 @@ describe(`a relay that can't be trusted (seed ${SEED})`, function () {
 
 describe("a coordinator that vanishes", function () {
   this.timeout(60_000);
-  it("frozen or killed: sessions that live go on, and a new dial fails with a reason", async function () {
-    if (process.platform !== "linux") {
-      console.log("skipped: freezing a process is tried on Linux only");
-      this.skip();
-    }
+  it("frozen or killed: sessions that live go on, and a new dial fails with a reason", async () => {
     const relay = await Part.start("server");
     const world = await World.begin(["server", {}], relay);
     try {

@@ -2,6 +2,7 @@
 import assert from "node:assert/strict";
 import { randomUUID } from "node:crypto";
 import type { MeshStream } from "../../mesh/node/node.ts";
+import { needsProc } from "../skip.ts";
 import type { Part } from "./part.ts";
 import { costOf, MIB, roundTrip, World } from "./world.ts";
 
@@ -12,10 +13,7 @@ describe("slow readers", function () {
   let honest: MeshStream;
 
   before(async function () {
-    if (process.platform !== "linux") {
-      console.log("skipped: needs /proc");
-      this.skip();
-    }
+    needsProc(this);
     world = await World.begin();
     reader = await world.part("reader");
     honest = await world.echo();

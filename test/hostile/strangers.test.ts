@@ -1,6 +1,7 @@
 // Who knows an agent's node key and has no permission can send it first messages of WireGuard, as many as the relay
 // carries. What the agent answers, and so what it computes, is bounded; who is welcome gets in meanwhile.
 import assert from "node:assert/strict";
+import { needsProc } from "../skip.ts";
 import type { Part } from "./part.ts";
 import { costOf, World } from "./world.ts";
 
@@ -14,10 +15,7 @@ describe("strangers at an agent's door", function () {
   let rogue: Part;
 
   before(async function () {
-    if (process.platform !== "linux") {
-      console.log("skipped: needs /proc");
-      this.skip();
-    }
+    needsProc(this);
     world = await World.begin();
     rogue = await world.part("rogue");
   });

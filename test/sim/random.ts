@@ -1,6 +1,6 @@
 // All chance of a run: one stream of numbers per purpose, each made from the seed and the purpose's name, so that what
 // one part draws does not shift what another gets.
-import { seededRandom } from "../../mesh/session/testing.ts";
+import { seededRandom } from "../../mesh/wire/testing.ts";
 
 const FNV_PRIME = 0x01000193;
 

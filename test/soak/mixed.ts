@@ -14,6 +14,7 @@ import path from "node:path";
 import { setTimeout as delay } from "node:timers/promises";
 import { parseArgs } from "node:util";
 import { newClient } from "../../control/db/open.ts";
+import { seededRandom } from "../../mesh/wire/testing.ts";
 import { SshLab } from "../e2e/lab.ts";
 import { bundle, type Running } from "../e2e/sandbox.ts";
 import { Beat } from "./beat.ts";
@@ -44,17 +45,6 @@ const AFTERMATH_MS = 10_000;
 /** Only in these parts of a run are the watched programs replaced. */
 const REPLACED_UNTIL = 0.15;
 const REPLACED_FROM = 0.96;
-
-/** mulberry32. */
-function randomOf(seed: number): () => number {
-  let state = seed >>> 0;
-  return () => {
-    state = (state + 0x6d2b79f5) >>> 0;
-    let mixed = Math.imul(state ^ (state >>> 15), state | 1);
-    mixed ^= mixed + Math.imul(mixed ^ (mixed >>> 7), mixed | 61);
-    return ((mixed ^ (mixed >>> 14)) >>> 0) / 2 ** 32;
-  };
-}
 
 interface Sample {
   kind: "rest" | "busy";
@@ -455,7 +445,7 @@ async function main(): Promise<void> {
       lab,
       bob,
       ports: { echo: here, hash: hashed, udp: datagrams },
-      random: randomOf(Number(flags.seed)),
+      random: seededRandom(Number(flags.seed)),
     };
     const soak = new Soak(lab, install, it, forward);
     for (const signal of ["SIGINT", "SIGTERM"] as const) process.on(signal, () => soak.stop());

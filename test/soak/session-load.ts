@@ -4,6 +4,7 @@ import { once } from "node:events";
 import { setTimeout as delay } from "node:timers/promises";
 import { type IssuedGrant, MemoryStore } from "../../coordinator/store.ts";
 import type { MeshNode, MeshStream } from "../../mesh/node/node.ts";
+import { seededRandom } from "../../mesh/wire/testing.ts";
 import { labNode } from "../mesh-lab-node.ts";
 
 /** Grants live for an hour, which is longer than a run: here they are forgotten soon, as the hour would have it. */
@@ -37,17 +38,6 @@ export interface LoadResult {
 }
 
 const SESSIONS_PER_NODE = 8;
-/** mulberry32. */
-function randomOf(seed: number): () => number {
-  let state = seed >>> 0;
-  return () => {
-    state = (state + 0x6d2b79f5) >>> 0;
-    let mixed = Math.imul(state ^ (state >>> 15), state | 1);
-    mixed ^= mixed + Math.imul(mixed ^ (mixed >>> 7), mixed | 61);
-    return ((mixed ^ (mixed >>> 14)) >>> 0) / 2 ** 32;
-  };
-}
-
 async function echoed(stream: MeshStream, bytes: number): Promise<void> {
   const sent = randomBytes(bytes);
   stream.end(sent);
@@ -104,7 +94,7 @@ export async function openAndClose(
   },
 ): Promise<LoadResult> {
   const { sessions, parallel, killedShare = 0.1 } = options;
-  const random = randomOf(options.seed);
+  const random = seededRandom(options.seed);
   const result: LoadResult = { sessions: 0, nodes: 0, killed: 0, failures: {} };
   const failed = (error: Error): undefined => {
     const text = error.message.replaceAll(/\d{4,}/g, "#");

@@ -2,6 +2,7 @@ import assert from "node:assert/strict";
 import { spawn } from "node:child_process";
 import { once } from "node:events";
 import { closeSync, openSync } from "node:fs";
+import { needsProc } from "../skip.ts";
 import { descendant, judge, look, type Point, slopePerHour } from "./watch.ts";
 
 const every = (minutes: number, values: readonly number[]): Point[] =>
@@ -34,9 +35,7 @@ describe("judging what a long run held", () => {
 
 describe("what is seen of a process from outside", () => {
   before(function () {
-    if (process.platform === "linux") return;
-    console.log("      skipped: it reads /proc, which only Linux has");
-    this.skip();
+    needsProc(this);
   });
 
   it("its descriptors by kind, its children, and nothing once it is gone", async () => {
