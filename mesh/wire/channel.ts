@@ -161,7 +161,7 @@ function isObject(value: unknown): value is Record<string, unknown> {
 function intIn(value: unknown, min: number, max: number, name: string): number {
   if (typeof value !== "number" || !Number.isInteger(value) || value < min || value > max)
     throw bad(`${name} is not an integer from ${min} to ${max}`);
-  return value;
+  return value + 0; // JSON has a -0, which is another value to who compares
 }
 
 /** What an exec or an environment can't carry: the kernel's strings end at NUL. */

@@ -93,7 +93,7 @@ export function integer({
     parse(value, at = "") {
       if (!Number.isSafeInteger(value)) throw bad(at, "no integer");
       if ((value as number) < min || (value as number) > max) throw bad(at, "out of range");
-      return value as number;
+      return (value as number) + 0; // JSON has a -0, which is another value to who compares
     },
   };
 }

@@ -26,6 +26,8 @@ const ID = "6b2f4a3e-9f7c-4a55-8a3c-0d9f5f1f2a10";
 const shapes: [string, z.ZodType][] = Object.entries(contract).flatMap(([name, shape]) =>
   typeof shape === "object" && "safeParse" in shape ? [[name, shape as z.ZodType]] : [],
 );
+/** What comes out of it is no longer what goes in: text of a query becomes a boolean. */
+const ONE_WAY = new Set(["QueryFlag"]);
 
 const bodies: Record<string, unknown>[] = [
   { email: "a@example.com", username: "ada", name: "Ada", password: "correct-Horse-7-battery", trial: false },
@@ -257,6 +259,7 @@ export const apiTargets: Target[] = [
           const parsed = shape.safeParse(value);
           if (!parsed.success) continue;
           words.push(name);
+          if (ONE_WAY.has(name)) continue;
           const again = shape.safeParse(JSON.parse(JSON.stringify(parsed.data ?? null)));
           if (parsed.data !== undefined) assert.ok(again.success, `${name} refuses what it made`);
         }
