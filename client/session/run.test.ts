@@ -135,7 +135,7 @@ describe("runSession against a scripted agent", () => {
     const abort = new AbortController();
     const { agent, result, stdin } = start(true, abort.signal);
     abort.abort();
-    assert.deepEqual(await result, { exitCode: 130 });
+    assert.deepEqual(await result, { exitCode: 130, cutShort: true });
     assert.equal(stdin.isRaw, false);
     assert.ok(agent.destroyed);
   });
@@ -145,7 +145,7 @@ describe("runSession against a scripted agent", () => {
     stdout._write = (_chunk: Buffer, _encoding: BufferEncoding, done: (error?: Error) => void) =>
       done(Object.assign(new Error("EPIPE"), { code: "EPIPE" }));
     send({ kind: "data", bytes: Buffer.from("x") });
-    assert.deepEqual(await result, { exitCode: 141 });
+    assert.deepEqual(await result, { exitCode: 141, cutShort: true });
     assert.equal(stderr.toString(), "");
   });
 
@@ -155,7 +155,7 @@ describe("runSession against a scripted agent", () => {
       done(new Error("ENOSPC: no space left on device"));
     const data = encodeMessage({ kind: "data", bytes: Buffer.from("x") });
     agent.end(Buffer.concat([data, encodeMessage({ kind: "exitStatus", status: 0 })]));
-    assert.deepEqual(await result, { exitCode: 255 });
+    assert.deepEqual(await result, { exitCode: 255, cutShort: true });
     assert.equal(
       stderr.toString(),
       "error: the output could not be written: ENOSPC: no space left on device\n",

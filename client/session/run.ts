@@ -45,6 +45,8 @@ export interface SessionResult {
   signal?: string;
   /** The user left by `~.`, perhaps since nothing answered: whoever closes the connection must not wait for it. */
   left?: boolean;
+  /** We ended it, not the command: the agent has to hear of it, or the command goes on. */
+  cutShort?: boolean;
 }
 
 type Ending =
@@ -273,9 +275,9 @@ async function report(ending: Ending, stderr: Writable, newLine: boolean): Promi
     });
   switch (ending.kind) {
     case "outputClosed":
-      return { exitCode: EXIT_OUTPUT_CLOSED };
+      return { exitCode: EXIT_OUTPUT_CLOSED, cutShort: true };
     case "aborted":
-      return { exitCode: 128 + constants.signals.SIGINT };
+      return { exitCode: 128 + constants.signals.SIGINT, cutShort: true };
     case "terminalGone":
       return { exitCode: 128 + constants.signals.SIGHUP, left: true };
     case "left":
@@ -283,7 +285,7 @@ async function report(ending: Ending, stderr: Writable, newLine: boolean): Promi
       return { exitCode: EXIT_CONNECTION, left: true };
     case "outputFailed":
       await tell(`error: the output could not be written: ${printable(ending.reason)}`);
-      return { exitCode: EXIT_CONNECTION };
+      return { exitCode: EXIT_CONNECTION, cutShort: true };
     case "lost":
       await tell(
         `error: the session was cut off: ${printable(ending.reason)}\n` +

@@ -120,8 +120,8 @@ async function session(
       await Promise.race([mesh.close(), pause(LEAVE_MS, new AbortController().signal)]);
       process.exit(result.exitCode);
     }
-    // The agent is told. What the session's process has not read by now it never will; forwards may have more to say.
-    await mesh.close({ deliver: needsTelling(plan) });
+    // The agent is told. What a command that ended has not read by now it never will; forwards may have more to say.
+    await mesh.close({ deliver: result.cutShort === true || needsTelling(plan) });
     return result.exitCode;
   } finally {
     unwatch?.();

@@ -210,6 +210,19 @@ describe("streams", () => {
     assert.equal(net.client.stats.streams + net.agent.stats.streams, 0);
   });
 
+  it("stopped are under way until the sender has heard of it", () => {
+    const { net, stream } = connected();
+    net.agent.end(stream);
+    settle(net);
+    net.client.write(stream, new Uint8Array(200_000));
+    net.run(() => net.agent.stats.bufferedBytes > 0, net.now + 15);
+    assert.equal(net.agent.hasUndelivered, false, "its own half has ended");
+    net.agent.stopSending(stream, 5);
+    assert.equal(net.agent.hasUndelivered, true);
+    settle(net);
+    assert.equal(net.agent.hasUndelivered, false);
+  });
+
   it("beyond the peer's limit wait for a turn, and get it", () => {
     const net = new SimulatedNetwork({ agent: { limits: { maxStreams: 3 } } });
     net.addLink();

@@ -116,7 +116,8 @@ export class Streams {
 
   /** Something is buffered that the peer has not acknowledged, or an end it does not know. */
   get hasUndelivered(): boolean {
-    for (const { open, isLocal, send } of this.#streams.values()) {
+    for (const { open, isLocal, send, stop } of this.#streams.values()) {
+      if (stop && stop.state !== "acked") return true;
       if ((isLocal && open !== "done") || send.bufferedBytes > 0 || (send.isEnded && !send.isDone))
         return true;
     }
