@@ -177,6 +177,9 @@ describe("coder ssh in a terminal and in pipes", function () {
       assert.equal(terminal.screen().match(/^~$/gm)?.length, 28, "28 empty lines on 30");
       terminal.type("ihällo 日本");
       terminal.press("Escape");
+      // While it works on keys, vim looks at no new size before the next key.
+      terminal.enter(":echo 'at rest'");
+      await terminal.sees(/^at rest/m);
       terminal.resize(60, 12);
       await poll(
         () => terminal.screen().match(/^~$/gm)?.length === 10,

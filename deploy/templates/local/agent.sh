@@ -62,13 +62,24 @@ some_marked() {
   [ -n "$(marked)" ]
 }
 
-# The same, and a second look when there were none: in the middle of an exec a process shows no environment.
+# Whether some process is in the middle of an exec: it has a program already, and shows neither arguments nor
+# environment yet.
+in_exec() {
+  [ -r /proc/self/environ ] || return 1
+  grep -L . /proc/[0-9]*/cmdline 2>/dev/null | while read -r file; do
+    # Kernel threads have no program.
+    if [ -O "$file" ] && [ -e "${file%/cmdline}/exe" ]; then echo "$file"; fi
+  done | grep -q .
+}
+
+# The same as "marked", and more looks while one of them could be hidden from it.
 left_over() {
   found=$(marked)
-  if [ -z "$found" ]; then
+  for look in 1 2 3 4 5 6 7 8 9 10; do
+    if [ -n "$found" ] || { [ "$look" -gt 1 ] && ! in_exec; }; then break; fi
     sleep 0.1
     found=$(marked)
-  fi
+  done
   echo "$found"
 }
 
