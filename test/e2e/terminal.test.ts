@@ -93,9 +93,9 @@ describe("coder ssh in a terminal and in pipes", function () {
   async function localShell(): Promise<Terminal> {
     const terminal = tmux.open("exec sh -i");
     await terminal.sees(LOCAL_PROMPT);
-    terminal.enter("stty -g >before");
+    terminal.enter("before=$(stty -g)");
     // Keys typed ahead of the prompt would be echoed before it, and what comes next would share its line.
-    await terminal.sees(/ >before\nlocal> *$(?![\s\S]*\S)/m);
+    await terminal.sees(/ before=\$\(stty -g\)\nlocal> *$(?![\s\S]*\S)/m);
     return terminal;
   }
 
@@ -110,7 +110,7 @@ describe("coder ssh in a terminal and in pipes", function () {
   }
 
   async function assertRestored(terminal: Terminal): Promise<void> {
-    terminal.enter("clear; stty -g | cmp - before && echo as before");
+    terminal.enter('clear; [ "$(stty -g)" = "$before" ] && echo as before');
     await terminal.sees(/^as before$/m);
     terminal.close();
   }
