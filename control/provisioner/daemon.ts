@@ -6,8 +6,10 @@ import { hostname } from "node:os";
 import path from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { JobLogWriter } from "./job-log.ts";
-import { createJobRunner, type JobOutcome, type JobRunnerOptions, type RunJob } from "./jobs.ts";
+import { createJobRunner, type JobOutcome, type JobRunnerOptions, type RunJob, rescueName } from "./jobs.ts";
 import type { Job, JobFailure, JobQueue } from "./protocol.ts";
+import { removeAbandoned } from "./terraform/abandoned.ts";
+import { workBase } from "./terraform/workdir.ts";
 
 export const HEARTBEAT_INTERVAL_MS = 5_000;
 /** One answer of the queue, apart from `acquire`, which waits by design. */
@@ -53,7 +55,23 @@ export interface RunningDaemons {
 
 /** Starts `count` daemons that run jobs with Terraform. */
 export function startDaemons(options: DaemonOptions & JobRunnerOptions): RunningDaemons {
-  return startDaemonsWith(createJobRunner(options), options);
+  const { workParent: base = workBase(), rescueDir, logger } = options;
+  const run = createJobRunner(options);
+  const sweep = async () => {
+    for (const { root, file, error } of await removeAbandoned(base, rescueDir))
+      if (error)
+        logger?.error({ err: error, folder: root }, "the folder of a job whose provisioner was killed stays");
+      else
+        logger?.warn(
+          { folder: root, ...(file && { state: file }) },
+          "removed what a killed provisioner left",
+        );
+  };
+  void sweep();
+  return startDaemonsWith(async (job, io) => {
+    await sweep(); // what its own Terraform still worked in before
+    return run(job, io);
+  }, options);
 }
 
 /** As `startDaemons`, with any way of running a job. */
@@ -216,7 +234,7 @@ class Daemon {
     const { logger, rescueDir } = this.#options;
     const state = stateOf(outcome);
     if (!state?.length || !rescueDir || job.type !== "workspace_build") return;
-    const file = path.join(rescueDir, `${job.metadata.workspaceId}-${job.id}.tfstate`);
+    const file = path.join(rescueDir, rescueName(job));
     try {
       await mkdir(rescueDir, { recursive: true, mode: 0o700 });
       await writeFile(file, state, { mode: 0o600 });

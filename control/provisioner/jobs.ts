@@ -175,6 +175,7 @@ async function runBuild(
     await session.init(files, reattach);
     const planFile = path.join(workDir.root, "build.tfplan");
     await session.plan("Planning infrastructure", planFile, reattach, { destroy });
+    await workDir.rescueAs(rescueName(job));
     try {
       await session.apply(TRANSITION_STAGE[transition], planFile, reattach);
     } finally {
@@ -190,6 +191,11 @@ async function runBuild(
     const state = (await session.readState()) ?? new Uint8Array();
     return { type: "workspace_build", state, resources, dailyCost };
   });
+}
+
+/** Of the file that keeps a build's state when nobody takes it. */
+export function rescueName(job: BuildJob): string {
+  return `${job.metadata.workspaceId}-${job.id}.tfstate`;
 }
 
 async function withProvider<T>(

@@ -16,6 +16,7 @@ import {
 import { tmpdir } from "node:os";
 import path from "node:path";
 import { extract, type Header } from "tar-stream";
+import { JOB_PREFIX, own, RESCUE_NAME_FILE, STATE_FILE } from "./abandoned.ts";
 import { TerraformError } from "./errors.ts";
 import type { TemplateFile } from "./variables.ts";
 
@@ -40,13 +41,19 @@ export interface WorkDir {
   /** For the provider's socket. */
   socketDir: string;
   statePath: string;
+  /** From now on the state is worth keeping, by this file name, should this process be killed. */
+  rescueAs(name: string): Promise<void>;
   remove(): Promise<void>;
 }
 
-/** @param parent where to make it; the system's temporary folder unless given */
-export async function createWorkDir(parent?: string): Promise<WorkDir> {
-  const base = parent ?? (tmpdir().length < MAX_ROOT_CHARS ? tmpdir() : "/tmp");
-  const root = await mkdtemp(path.join(base, "coder-job-"));
+/** Where job folders are made unless another place is given. */
+export function workBase(): string {
+  return tmpdir().length < MAX_ROOT_CHARS ? tmpdir() : "/tmp";
+}
+
+export async function createWorkDir(base = workBase()): Promise<WorkDir> {
+  const root = await mkdtemp(path.join(base, JOB_PREFIX));
+  const owned = await own(root);
   const dirs = {
     templateDir: path.join(root, "t"),
     dataDir: path.join(root, "d"),
@@ -56,9 +63,13 @@ export async function createWorkDir(parent?: string): Promise<WorkDir> {
   return {
     root,
     ...dirs,
-    statePath: path.join(dirs.templateDir, "terraform.tfstate"),
+    statePath: path.join(root, STATE_FILE),
+    rescueAs: (name) => writeFile(path.join(root, RESCUE_NAME_FILE), name, { mode: 0o600 }),
     // Providers and modules may be read-only trees; `force` covers a folder already gone.
-    remove: () => rm(root, { recursive: true, force: true, maxRetries: 3 }),
+    async remove() {
+      owned.close();
+      await rm(root, { recursive: true, force: true, maxRetries: 3 });
+    },
   };
 }
 
