@@ -127,11 +127,14 @@ export class Farm {
 
   /** What server, relay and PostgreSQL have used so far. PostgreSQL's processes that ended count with it. */
   cpu(): CpuSeconds {
-    const postgres = descendantsOf(process.pid).filter((pid) => commandLine(pid).startsWith("postgres"));
+    // The first of them has a path for a name; the others call themselves "postgres: what they do".
+    const postgres = descendantsOf(process.pid).filter((pid) =>
+      /^(\S*\/)?postgres[ :]/.test(commandLine(pid)),
+    );
     return {
       server: cpuSecondsOf(this.pid),
       relay: this.relayPid === undefined ? 0 : cpuSecondsOf(this.relayPid),
-      postgres: postgres.reduce((sum, pid) => sum + cpuSecondsOf(pid), 0),
+      postgres: postgres.reduce((sum, pid) => sum + cpuSecondsOf(pid, true), 0),
     };
   }
 }

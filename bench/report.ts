@@ -185,10 +185,11 @@ function table(rows: readonly Row[]): string[] {
 }
 
 /** CPU seconds, user and system, that a process of this machine has used so far. Linux only. */
-export function cpuSecondsOf(pid: number): number {
+export function cpuSecondsOf(pid: number, andOfEndedChildren = false): number {
   const stat = readFileSync(`/proc/${pid}/stat`, "utf8");
   const fields = stat.slice(stat.lastIndexOf(")") + 2).split(" ");
-  return (Number(fields[11]) + Number(fields[12])) / 100; // USER_HZ is 100 on every Linux that Node runs on
+  const ticks = fields.slice(11, andOfEndedChildren ? 15 : 13); // utime, stime; cutime, cstime
+  return ticks.reduce((sum, one) => sum + Number(one), 0) / 100; // USER_HZ is 100 on every Linux that Node runs on
 }
 
 /** Resident memory of a process, bytes. Linux only. */
