@@ -1,4 +1,6 @@
-// Names the input that never came back: a parser in an endless loop can't be interrupted from its own thread.
+// Names the input that never came back: a parser in an endless loop can't be interrupted from its own thread, and one that
+// waits for nothing lets the process end, with code 13.
+import { writeSync } from "node:fs";
 import { Worker } from "node:worker_threads";
 
 const STUCK_MS = 30_000;
@@ -33,6 +35,12 @@ export function startWatchdog(): Watchdog {
   const bytes = new Uint8Array(shared, 12);
   const worker = new Worker(WATCH, { eval: true, workerData: { shared, stuckMs: STUCK_MS } });
   worker.unref();
+  let isStopped = false;
+  process.once("exit", () => {
+    if (isStopped || Atomics.load(counters, 0) === 0) return;
+    const hex = Buffer.from(bytes.slice(0, Atomics.load(counters, 1))).toString("hex");
+    writeSync(2, `an input never came back, with nothing under way: ${hex}\n`);
+  });
   return {
     target: () => void Atomics.add(counters, 2, 1),
     input(input) {
@@ -41,6 +49,9 @@ export function startWatchdog(): Watchdog {
       Atomics.store(counters, 1, named.length);
       Atomics.add(counters, 0, 1);
     },
-    stop: () => void worker.terminate(),
+    stop() {
+      isStopped = true;
+      void worker.terminate();
+    },
   };
 }

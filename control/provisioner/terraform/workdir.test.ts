@@ -47,6 +47,18 @@ describe("unpacking a template", () => {
     assert.equal(await readFile(path.join(dir, "copy.tf"), "utf8"), "# main");
   });
 
+  it("takes a folder that claims to have content for a folder, and waits for nothing", async () => {
+    const archive = Buffer.from(
+      await tarOf([{ header: { name: "d/", type: "directory" } }, file("d/main.tf", "# main")]),
+    );
+    archive.write("00000200000", 124); // the folder's size, in octal
+    archive.write("        ", 148);
+    const sum = archive.subarray(0, 512).reduce((total, byte) => total + byte, 0);
+    archive.write(`${sum.toString(8).padStart(6, "0")}\0 `, 148);
+    await unpackTemplate(archive, dir);
+    assert.equal(await readFile(path.join(dir, "d/main.tf"), "utf8"), "# main");
+  });
+
   const hostile: [string, Entries][] = [
     ["an absolute path", [file("/etc/evil")]],
     ["a drive letter", [file("C:\\evil")]],

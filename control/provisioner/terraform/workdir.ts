@@ -104,7 +104,8 @@ export async function unpackTemplate(
       count(header.size ?? 0);
       const name = safeName(header.name);
       const chunks: Uint8Array[] = [];
-      for await (const chunk of entry) chunks.push(chunk as Uint8Array);
+      // A folder has no content, whatever its size says, and tar-stream's reader of one would wait for it for ever.
+      if (header.type !== "directory") for await (const chunk of entry) chunks.push(chunk as Uint8Array);
       if (name === "" || isLeftover(name)) continue;
       if (hasLinkAbove(name, links)) throw refuse(`${shown(name)} lies below a link`);
       const target = path.join(root, name);
