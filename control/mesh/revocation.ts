@@ -22,8 +22,12 @@ const SWEEP_EVERY_MS = 60_000;
 const PRUNE_EVERY_MS = 10 * 60_000;
 /** Token expiries this close together are looked at once. */
 const MIN_SWEEP_GAP_MS = 250;
-/** The agent's last word to the client travels through the relay: let it. */
-const RELAY_GRACE_MS = 300;
+/**
+ * The agent's last word to the client travels through the relay: let it. In steps, because timers come first in a
+ * process that was held up: it shall have read what came meanwhile before it hangs up.
+ */
+const RELAY_GRACE_STEPS = 4;
+const RELAY_GRACE_STEP_MS = 150;
 /** Looked at once more should the database fail meanwhile. */
 const RETRY_MS = 1_000;
 
@@ -186,7 +190,13 @@ export class Revocation {
       this.#closing.delete(what);
       work();
     };
-    const timer = setTimeout(close, RELAY_GRACE_MS);
+    let timer: NodeJS.Timeout | undefined;
+    let stepsLeft = RELAY_GRACE_STEPS;
+    const step = () => {
+      if (stepsLeft-- === 0) return close();
+      timer = setTimeout(step, RELAY_GRACE_STEP_MS);
+    };
+    step();
     this.#closing.set(what, close);
   }
 

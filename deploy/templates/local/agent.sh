@@ -154,7 +154,11 @@ start() {
   # One that can't even start is a failed build, not an agent that never connects. A busy machine may need a while to
   # get there; a download takes longer than is waited for here.
   wait_for 30 starting || :
-  sleep 0.2
+  # Looks rather than a time: each starts some processes, as the agent does, so that they take longer where it does.
+  for look in 1 2 3 4 5 6 7 8 9 10; do
+    is_ours || break
+    sleep 0.02
+  done
   if ! is_ours; then
     echo "the agent ended at once; its log says:" >&2
     tail -n 20 "$log" >&2
